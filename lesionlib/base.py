@@ -1,0 +1,322 @@
+"""The base of the generator: any Stable Diffusion, or a small one trained from scratch on G.
+
+Both are a directory in the layout of `diffusers` (tokenizer, text encoder, autoencoder, UNet,
+scheduler) and are loaded by the same lines. The small base follows Rombach et al. 2022 with an
+autoencoder in closed form (`PatchAutoencoder`), because two CPU cores cannot train one within
+minutes that is as good.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+from diffusers.models.autoencoders.vae import DecoderOutput
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lesionlib.errors import InputError
+from lesionlib.files import ROOT, aside
+from lesionlib.provenance import record
+from lesionlib.training import batch_at, device, fit, generator_at
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """Linear autoencoder: the leading principal components of p x p image patches.
+
+    Encoding is a strided convolution, decoding its transpose; there is nothing to train.
+    Images (B, 3, H, W) in [-1, 1] become latents (B, latent_channels, H/p, W/p) and back.
+    Saved bases name this class in `model_index.json`, so loading them needs lesionlib.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 8,
+        patch: int = 4,
+        scaling_factor: float = 1.0,
+        block_out_channels: tuple = (0, 0, 0),
+    ):
+        # diffusers' pipelines read the reduction 2 ** (len(block_out_channels) - 1) from there
+        super().__init__()
+        size = (latent_channels, 3, patch, patch)
+        self.analysis = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.synthesis = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.mean = nn.Parameter(torch.zeros(1, 3, 1, 1), requires_grad=False)
+
+    @classmethod
+    def fit(cls, images: torch.Tensor, latent_channels: int, patch: int, whitening: float):
+        """From images (N, 3, H, W): components divided by std ** whitening, unit mean variance."""
+        stages = int(np.log2(patch)) + 1
+        vae = cls(latent_channels, patch, block_out_channels=(0,) * stages)
+        vae.mean.data = images.mean((0, 2, 3), keepdim=True)
+        patches = F.unfold(images - vae.mean, patch, stride=patch)  # (N, 3pp, L)
+        flat = patches.permute(0, 2, 1).reshape(-1, 3 * patch * patch).double()
+        variance, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+        order = variance.argsort(descending=True)[:latent_channels]
+        vectors, std = vectors[:, order].T, variance[order].sqrt()
+        scale = std.pow(-whitening)
+        scale = scale / (std * scale).square().mean().sqrt()
+        shape = vae.analysis.shape
+        vae.analysis.data = (vectors * scale[:, None]).reshape(shape).float()
+        vae.synthesis.data = (vectors / scale[:, None]).reshape(shape).float()
+        return vae
+
+    def encode(self, x, return_dict: bool = True):
+        """Latents of images (B, 3, H, W) in [-1, 1]."""
+        z = F.conv2d(x - self.mean, self.analysis, stride=self.config.patch)
+        return AutoencoderTinyOutput(latents=z) if return_dict else (z,)
+
+    def decode(self, z, return_dict: bool = True, generator=None):
+        """Images of latents (B, latent_channels, h, w)."""
+        x = F.conv_transpose2d(z, self.synthesis, stride=self.config.patch) + self.mean
+        return DecoderOutput(sample=x) if return_dict else (x,)
+
+
+def load(name_or_path: str) -> StableDiffusionPipeline:
+    """A base from a diffusers directory or a hub id; raises InputError if it cannot be had."""
+    local = Path(name_or_path) if Path(name_or_path).is_absolute() else ROOT / name_or_path
+    try:
+        # No safety checker: it takes skin for nudity and blacks the picture out.
+        pipe = StableDiffusionPipeline.from_pretrained(
+            str(local) if local.exists() else name_or_path,
+            safety_checker=None,
+            requires_safety_checker=False,
+            local_files_only=local.exists(),
+        )
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(
+            name_or_path,
+            f"no Stable Diffusion base could be loaded ({str(error)[:200]})",
+            "set base_model to a diffusers directory or to the id of a model on the hub (the "
+            "network is needed once), or to '' to train a small base from scratch",
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tokenizer_for(prompts, folder) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges are learnt from the study's own prompts."""
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        sorted(set(prompts)),
+        trainers.BpeTrainer(
+            vocab_size=1000,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    learnt = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split()) for pair in learnt]
+    letters = sorted(alphabet)
+    tokens = letters + [letter + "</w>" for letter in letters] + ["".join(m) for m in merges]
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
+    )
+    return CLIPTokenizer(
+        str(vocabulary), str(folder / "merges.txt"), model_max_length=77, pad_token="<|endoftext|>"
+    )
+
+
+def pixels(images: np.ndarray) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
+    x = ((x.float().clamp(-1, 1) + 1) * 127.5).round()
+    return x.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
+def flipped(array: np.ndarray, which: int) -> np.ndarray:
+    """The four flips of (B, H, W, ...): 0 none, 1 left-right, 2 up-down, 3 both."""
+    if which & 1:
+        array = array[:, :, ::-1]
+    return array[:, ::-1] if which & 2 else array
+
+
+@torch.no_grad()
+def encode_images(pipe, images: np.ndarray, batch: int = 64) -> torch.Tensor:
+    """Scaled latents (4, N, C, h, w) of images and their flips, computed once, on the CPU."""
+    vae, where = pipe.vae.eval(), next(pipe.vae.parameters()).device
+    every = []
+    for which in range(4):
+        for i in range(0, len(images), batch):
+            x = pixels(flipped(images[i : i + batch], which)).to(where, vae.dtype)
+            out = vae.encode(x)
+            z = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+            every.append((z * vae.config.scaling_factor).cpu())
+    return torch.cat(every).unflatten(0, (4, len(images)))
+
+
+@torch.no_grad()
+def decode_latents(pipe, latents: torch.Tensor) -> np.ndarray:
+    """uint8 images (B, H, W, 3) of scaled latents (B, C, h, w)."""
+    return to_uint8(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
+
+
+def token_ids(pipe, prompts) -> torch.Tensor:
+    """Token ids (B, 77) of prompts, padded and cut to the tokenizer's length."""
+    return pipe.tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=pipe.tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+
+
+def noised(scheduler, latents, draw: torch.Generator):
+    """Noisy latents, their timesteps and the training target of the scheduler's own kind."""
+    noise = torch.randn(latents.shape, generator=draw).to(latents)
+    steps = scheduler.config.num_train_timesteps
+    t = torch.randint(0, steps, (len(latents),), generator=draw).to(latents.device)
+    noisy = scheduler.add_noise(latents, noise, t)
+    if scheduler.config.prediction_type == "v_prediction":
+        return noisy, t, scheduler.get_velocity(latents, noise, t)
+    return noisy, t, noise
+
+
+def new(
+    images: np.ndarray,
+    prompts,
+    folder,
+    *,
+    latent_channels: int,
+    patch: int,
+    whitening: float,
+    channels: list[int],
+    layers: int,
+    attention: list[bool],
+    text_width: int,
+    seed: int,
+) -> StableDiffusionPipeline:
+    """An untrained small Stable Diffusion for images (N, S, S, 3) and the words of `prompts`."""
+    torch.manual_seed(seed)
+    vae = PatchAutoencoder.fit(pixels(images), latent_channels, patch, whitening)
+    tokenizer = tokenizer_for(prompts, folder / "vocabulary")
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=text_width,
+            intermediate_size=2 * text_width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=images.shape[1] // patch,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        layers_per_block=layers,
+        block_out_channels=tuple(channels),
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1]),
+        cross_attention_dim=text_width,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    # Zero terminal SNR with trailing steps (Lin et al. 2023): without them contrast is pale.
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def train(
+    pipe,
+    images: np.ndarray,
+    prompts,
+    folder,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    prompt_dropout: float,
+    seed: int,
+    record: dict,
+    save_every: int = 200,
+):
+    """Train UNet and text encoder of a small base together on images (N, S, S, 3) (Sec. 2.2).
+
+    A share `prompt_dropout` of the prompts is emptied, so that empty prompts mean something.
+    """
+    where = device()
+    pipe.to(where)
+    latents = encode_images(pipe, images)
+    ids, empty = token_ids(pipe, prompts), token_ids(pipe, [""])[0]
+    pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
+    model.requires_grad_(True)
+
+    def loss_at(step):
+        draw = generator_at(seed, step)
+        rows = batch_at(step, batch, len(images), seed)
+        flip = torch.randint(0, 4, (batch,), generator=draw)
+        text = ids[rows].clone()
+        text[torch.rand(batch, generator=draw) < prompt_dropout] = empty
+        noisy, t, target = noised(pipe.scheduler, latents[flip, rows].to(where), draw)
+        words = pipe.text_encoder(text.to(where))[0]
+        return F.mse_loss(pipe.unet(noisy, t, words).sample, target)
+
+    fit(
+        model,
+        loss_at,
+        folder,
+        steps=steps,
+        lr=lr,
+        record=record,
+        warmup=min(100, steps // 5),
+        save_every=save_every,
+        desc="base",
+    )
+    pipe.text_encoder.eval()
+    return pipe
+
+
+def save(pipe, folder, **facts):
+    """Write a base as a diffusers directory, its index last, with its record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model_index.json").unlink(missing_ok=True)  # absent until all parts are there
+    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+        getattr(pipe, name).save_pretrained(folder / name)
+    with aside(folder / "model_index.json") as temporary:
+        temporary.write_text(pipe.to_json_string())
+    record(folder / "model_index.json", **facts)

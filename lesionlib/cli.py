@@ -1,0 +1,123 @@
+"""What `./run_all.sh` hands over to: Snakemake with the study's options, then the result."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import yaml
+
+from lesionlib import config
+from lesionlib.errors import InputError
+from lesionlib.files import ROOT, resolve
+
+QUIET = {
+    "-n",
+    "--dry-run",
+    "--dryrun",
+    "--unlock",
+    "--lint",
+    "--dag",
+    "--rulegraph",
+    "--summary",
+    "-l",
+    "--list",
+    "--list-rules",
+    "-h",
+    "--help",
+    "--version",
+    "-v",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the study's own; everything else goes to Snakemake."""
+    options = argparse.ArgumentParser(
+        prog="run_all.sh",
+        allow_abbrev=False,
+        add_help=False,
+        description="Runs the whole study. Arguments that are not listed go to Snakemake.",
+    )
+    options.add_argument("-h", "--help", action="help", help="this text")
+    options.add_argument("--preset", default="quick", help=f"one of {', '.join(config.presets())}")
+    options.add_argument("--name", default="", help="the run's folder runs/NAME (default: preset)")
+    options.add_argument("--images", metavar="DIR", help="your images")
+    options.add_argument("--masks", metavar="DIR", help="their masks, of the same stem")
+    options.add_argument("--table", metavar="FILE", help="CSV of their labels")
+    options.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings that override the preset (see config/quick.yaml)",
+    )
+    options.add_argument("--test", action="store_true", help="run the tests (more: for pytest)")
+    options.add_argument("--lab", action="store_true", help="open JupyterLab")
+    return options
+
+
+def overrides(options) -> dict:
+    """Settings given on the command line; raises InputError for one that is not KEY=VALUE."""
+    given = {}
+    for item in options.config:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise InputError("--config", f"'{item}' is not KEY=VALUE", "write --config epochs=20")
+        given[key] = yaml.safe_load(value)
+    for key in ("images", "masks", "table"):
+        if (path := getattr(options, key)) is not None:
+            given[key] = os.path.abspath(path)
+            given.setdefault("source", "folders")
+    return given
+
+
+def snakemake(options, rest) -> int:
+    """Run the DAG and, if it ran through, print the two tables and the path of the report."""
+    given = overrides(options)
+    settings = config.load(options.preset, given, options.name)
+    values = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+        for key, value in given.items()
+    ]
+    own = (
+        []
+        if {"--profile", "--workflow-profile"} & set(rest)
+        else ["--workflow-profile", "profiles/local"]
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *own,
+        *rest,
+        "--config",
+        f"preset={options.preset}",
+        f"name={options.name}",
+        *values,
+    ]
+    code = subprocess.run(command, cwd=ROOT).returncode
+    report = resolve(settings["run"]) / "report" / "index.html"
+    if code == 0 and report.exists() and not QUIET & set(rest):
+        from lesionlib.closing import closing_lines  # pandas: loaded only where it is needed
+
+        print(closing_lines(settings["run"]))
+    return code
+
+
+def main(arguments=None) -> int:
+    """Entry point; returns the exit status."""
+    options, rest = parser().parse_known_args(arguments)
+    if options.test:
+        return subprocess.run([sys.executable, "-m", "pytest", *rest], cwd=ROOT).returncode
+    if options.lab:
+        return subprocess.run([sys.executable, "-m", "jupyterlab", *rest], cwd=ROOT).returncode
+    try:
+        return snakemake(options, rest)
+    except InputError as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What a finished run says on the terminal: what was left out, both tables, the report."""
+
+import pandas as pd
+
+from lesionlib.errors import require
+from lesionlib.files import resolve
+
+
+def table(run, name: str) -> pd.DataFrame:
+    """A table of the run; raises InputError if its notebook has not been run."""
+    made_by = {"table1": "05_image_quality", "table2": "06_segmentation"}
+    return pd.read_csv(
+        require(resolve(run) / "tables" / f"{name}.csv", made_by.get(name, "01_data"))
+    )
+
+
+def left_out(run) -> str:
+    """What curation left out, in one line, or ''."""
+    rows = table(run, "curation")
+    out = rows[rows["status"] != "used"]
+    if out.empty:
+        return ""
+    return (
+        f"{len(out)} of {len(rows)} images were left out (see tables/curation.csv), "
+        f"for example: {out['reason'].iloc[0]}"
+    )
+
+
+def closing_lines(run) -> str:
+    """The two tables and the path of the report, as the last lines on the terminal."""
+    parts = [
+        left_out(run),
+        "Table 1: image quality on S-test, empty prompt",
+        table(run, "table1").round(3).to_string(index=False),
+        "\nTable 2: Dice on S-test, mean per image, mean and sd over seeds",
+        table(run, "table2").round(3).to_string(index=False),
+        f"\nReport: {resolve(run) / 'report' / 'index.html'}",
+    ]
+    return "\n".join(part for part in parts if part)

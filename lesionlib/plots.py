@@ -1,0 +1,142 @@
+"""Pictures that several notebooks draw: contact sheets, outlines, training curves."""
+
+import textwrap
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lesionlib.files import aside, resolve
+
+OUTLINE = (0, 190, 255)  # a blue that neither skin nor lesion has
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, scale: int = 3) -> np.ndarray:
+    """The image (S, S, 3), enlarged, with the outline of its mask (S, S) drawn on it."""
+    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    shape = cv2.resize(mask, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.ascontiguousarray(large), contours, -1, OUTLINE, 1)
+
+
+def all_outlined(images, masks) -> list[np.ndarray]:
+    """`outlined` for each of several images."""
+    return [outlined(image, mask) for image, mask in zip(images, masks, strict=True)]
+
+
+def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18):
+    """A grid of pictures: one labelled row per entry, one column per picture in it."""
+    columns = max(len(pictures) for pictures in rows.values())
+    fig, axes = plt.subplots(
+        len(rows),
+        columns,
+        squeeze=False,
+        layout="constrained",
+        figsize=(width * columns + 1.0, width * len(rows) + 0.4),
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for line, (label, pictures) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(
+            "\n".join(textwrap.wrap(label, 14)), rotation=0, ha="right", va="center", fontsize=8
+        )
+        for axis, picture in zip(line, pictures, strict=False):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.ndim == 2 else None)
+    for axis, title in zip(axes[0], titles or [], strict=False):
+        axis.set_title("\n".join(textwrap.wrap(title, wrap)), fontsize=7)
+    return fig
+
+
+def curve(log: list[dict], columns, ylabel: str):
+    """Columns of a training log against the step."""
+    fig, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    steps = [int(row["step"]) for row in log]
+    for name in columns:
+        axis.plot(steps, [float(row[name]) for row in log], label=name)
+    axis.set(xlabel="optimiser step", ylabel=ylabel)
+    if len(columns) > 1:
+        axis.legend(frameon=False)
+    return fig
+
+
+def save(fig, run, name: str):
+    """Write the figure to figures/`name`.png of the run and return it for display."""
+    with aside(resolve(run) / "figures" / f"{name}.png") as temporary:
+        fig.savefig(temporary, dpi=150)
+    return fig
+
+
+def crops(images: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
+    """The square quarter (half the side) of each image around its lesion's centre, enlarged."""
+    size = images.shape[1]
+    half, cut = size // 2, []
+    for image, mask in zip(images, masks, strict=True):
+        centre = np.argwhere(mask).mean(axis=0)
+        top, left = np.clip(centre.round().astype(int) - half // 2, 0, size - half)
+        part = np.ascontiguousarray(image[top : top + half, left : left + half])
+        cut.append(cv2.resize(part, (256, 256), interpolation=cv2.INTER_CUBIC))
+    return cut
+
+
+def workflow(counts: dict, synthetic: int):
+    """Figure 2: what goes where, with the numbers of images of this run."""
+    segment = f"S-train {counts['S-train']}, S-val {counts['S-val']}, S-test {counts['S-test']}"
+    boxes = {  # name: (x, y, text)
+        "data": (0, 2, "images, masks,\ndiagnoses, attributes"),
+        "G": (1, 2.6, f"G: {counts['G']} pairs\nwith prompts"),
+        "S": (1, 0.4, "S\n" + segment.replace(", ", "\n")),
+        "masks": (1, 1.6, f"{synthetic} masks\n(visual prompts)"),
+        "controlnet": (2, 2.6, "ControlNet on a\nlocked base, DDIM"),
+        "pix2pixhd": (2, 1.6, "Pix2PixHD"),
+        "pairs": (3, 2.1, "synthetic pairs"),
+        "networks": (3, 0.8, "U-Net, DCSAU-Net"),
+        "tables": (4, 1.4, "Table 1: image quality\nTable 2: Dice on S-test"),
+    }
+    arrows = [
+        ("data", "G"),
+        ("data", "S"),
+        ("G", "masks"),
+        ("G", "controlnet"),
+        ("G", "pix2pixhd"),
+        ("masks", "controlnet"),
+        ("masks", "pix2pixhd"),
+        ("controlnet", "pairs"),
+        ("pix2pixhd", "pairs"),
+        ("pairs", "networks"),
+        ("S", "networks"),
+        ("networks", "tables"),
+        ("pairs", "tables"),
+    ]
+    fig, axis = plt.subplots(figsize=(10, 4), layout="constrained")
+    drawn = {
+        name: axis.text(
+            2.6 * x,
+            y,
+            text,
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox={"boxstyle": "round,pad=0.5", "fc": "#e8f0f8", "ec": "#33608c"},
+        )
+        for name, (x, y, text) in boxes.items()
+    }
+    for start, end in arrows:
+        axis.annotate(
+            "",
+            xy=(2.6 * boxes[end][0], boxes[end][1]),
+            xycoords="data",
+            xytext=(2.6 * boxes[start][0], boxes[start][1]),
+            textcoords="data",
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": "0.4",
+                "patchB": drawn[end],
+                "patchA": drawn[start],
+                "shrinkA": 2,
+                "shrinkB": 12,
+            },
+        )
+    axis.set(xlim=(-1.3, 11.8), ylim=(-0.2, 3.2))
+    axis.axis("off")
+    return fig

@@ -1,0 +1,158 @@
+"""Where a result comes from: digests of code and data, and the record written beside it."""
+
+import ast
+import datetime
+import hashlib
+import json
+import platform
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import lesionlib
+from lesionlib.files import ROOT, read_json, write_json
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "segmentation-models-pytorch",
+    "numpy",
+    "opencv-python",
+    "scikit-image",
+    "elasticdeform",
+    "papermill",
+    "snakemake",
+)
+IMPORT = re.compile(
+    r"^\s*(?:from lesionlib import ([\w, ]+)|(?:from|import) lesionlib\.(\w+))", re.M
+)
+
+
+def digest(*values) -> str:
+    """A short SHA-256 of JSON-able values, bytes, or NumPy arrays."""
+    total = hashlib.sha256()
+    for value in values:
+        if hasattr(value, "dtype"):
+            total.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        elif isinstance(value, bytes):
+            total.update(value)
+        else:
+            total.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return total.hexdigest()[:16]
+
+
+def file_digest(path) -> str:
+    """A short SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _imports(source: str) -> set[str]:
+    """Names of the lesionlib modules that a source text imports."""
+    found = set()
+    for several, single in IMPORT.findall(source):
+        names = (
+            [name.split(" as ")[0].strip() for name in several.split(",")] if several else [single]
+        )
+        found |= {name for name in names if (ROOT / "lesionlib" / f"{name}.py").exists()}
+    return found
+
+
+def _without_prose(source: str) -> str:
+    """Source code without comments and docstrings: editing prose changes no digest."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(getattr(body[0], "value", None), ast.Constant):
+                node.body = body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Digest of lesionlib modules and of all that they import from lesionlib."""
+    sources, waiting = {}, set(modules)
+    while waiting:
+        name = waiting.pop()
+        sources[name] = (ROOT / "lesionlib" / f"{name}.py").read_text()
+        waiting |= _imports(sources[name]) - set(sources)
+    return digest({name: _without_prose(source) for name, source in sources.items()})
+
+
+def notebook_digest(path) -> str:
+    """Digest of a notebook's code cells and of the lesionlib modules that they use.
+
+    Markdown and the parameters cell do not count: prose changes nothing, and the
+    parameters are a rule's own `params`.
+    """
+    cells = [
+        cell
+        for cell in json.loads(Path(path).read_text())["cells"]
+        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
+    ]
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    return digest(_without_prose(source), code_digest(*sorted(_imports(source))))
+
+
+@cache
+def code_version() -> str:
+    """The package version with the git commit, and whether files were changed since."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "no git"
+    return f"{lesionlib.__version__} ({commit})"
+
+
+@cache
+def environment() -> dict:
+    """Versions of the packages and the machine that computes."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": versions,
+    }
+
+
+def record(path, **facts):
+    """Write `path`.json: the facts given, the code version, the environment and the time."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(
+        f"{path}.json",
+        {
+            "artefact": Path(path).name,
+            **facts,
+            "code": code_version(),
+            "environment": environment(),
+            "written": now,
+        },
+    )
+
+
+def recorded(path) -> dict:
+    """The record written beside an artefact (empty if there is none)."""
+    return read_json(f"{path}.json", {})
+
+
+def header(run) -> str:
+    """One line for the top of a notebook: run, versions, device, code version."""
+    torch = sys.modules.get("torch")  # loading it takes seconds that not every notebook needs
+    gpu = torch is not None and torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else "CPU"
+    versions = environment()["packages"]
+    return (
+        f"run {run} · lesionlib {code_version()} · Python {platform.python_version()} · "
+        f"torch {versions['torch']} · diffusers {versions['diffusers']} · {device}"
+    )

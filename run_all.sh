@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Sets the study's environment up (once), then hands over to it: ./run_all.sh --help
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+fail() { echo "run_all.sh: $1" >&2; exit 1; }
+
+if [ "${CONDA_DEFAULT_ENV:-}" = lesionlib ]; then  # the environment made from environment.yml
+  bin=$CONDA_PREFIX/bin
+else
+  bin=$PWD/.venv/bin
+  if [ ! -x "$bin/python" ]; then
+    for python in python3 python3.13 python3.12 python3.11; do
+      "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break || python=
+    done
+    [ -n "$python" ] || fail "Python 3.11 or newer is needed and was not found. Install it, then start again."
+    "$python" -m venv .venv || { rm -rf .venv
+      fail "$python could not make a virtual environment. On Debian: apt install python3-venv"; }
+  fi
+fi
+
+# The stamp holds what was installed and where; while it is true there is nothing to set up.
+stamp=$bin/../lesionlib.stamp
+state=$(cat requirements*.txt pyproject.toml | cksum; pwd)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
+  echo "Installing the pinned packages (about 6 GB, minutes) ..." >&2
+  "$bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.txt
+  install() { "$bin/python" -m uv pip install -q --python "$bin/python" "$@"; }
+  install --require-hashes -r requirements.txt ||
+    fail "the packages could not be installed; see the message above. Is the package index reached?"
+  # elasticdeform's wheels do not work with NumPy 2: it is compiled, where there is a compiler.
+  install --require-hashes --no-deps --no-binary elasticdeform -r requirements-source.txt ||
+    echo "No C compiler: elastic deformation will use SciPy instead of elasticdeform." >&2
+  install --no-deps -e .
+  echo "$state" > "$stamp"
+fi
+
+export PATH=$bin:$PATH
+exec "$bin/python" -m lesionlib.cli "$@"

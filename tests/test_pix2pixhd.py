@@ -1,0 +1,236 @@
+"""Pix2PixHD against the reference implementation's outputs; losses, resuming, generation."""
+
+import numpy as np
+import pytest
+import torch
+from reference_weights import reference
+from torch import nn
+
+from lesionlib import pix2pixhd
+from lesionlib.errors import InputError
+
+SMALL = dict(batch=2, base_channels=4, n_downsample=2, n_blocks=1, disc_channels=4, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    return (rng.integers(0, 256, (7, 16, 16, 3), np.uint8),
+            rng.integers(0, 2, (7, 16, 16), np.uint8))
+
+
+def assert_close(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.numpy() - theirs).max() < 3e-5 * np.abs(theirs).max()
+
+
+@torch.no_grad()
+def run(model, name):
+    outputs, state, x = reference(name)
+    assert list(model.state_dict()) == list(state)
+    return pix2pixhd.load_reference_state_dict(model, state).double()(x.double()), outputs
+
+
+def test_global_generator_is_the_reference():
+    y, outputs = run(pix2pixhd.GlobalGenerator(2, 3, 8, 3, 2), "pix2pixhd_global_generator")
+    assert_close(y, outputs["out"])
+
+
+def test_local_enhancer_is_the_reference():
+    model = pix2pixhd.LocalEnhancer(2, 3, 8, n_downsample=2, n_blocks=2, n_blocks_local=1)
+    y, outputs = run(model, "pix2pixhd_local_enhancer")
+    assert_close(y, outputs["out"])
+
+
+def test_discriminator_is_the_reference():
+    y, outputs = run(pix2pixhd.MultiscaleDiscriminator(5, 8), "pix2pixhd_multiscale_discriminator")
+    assert [len(scale) for scale in y] == [5, 5]
+    for i, scale in enumerate(y):
+        for j, layer in enumerate(scale):
+            assert_close(layer, outputs[f"out_{i}_{j}"])
+
+
+def test_two_enhancers_return_the_size_of_the_input():
+    model = pix2pixhd.LocalEnhancer(2, 3, 2, 1, 1, n_enhancers=2, n_blocks_local=1)
+    assert {key.split(".")[0] for key in model.state_dict()} == {
+        "model", "model1_1", "model1_2", "model2_1", "model2_2"}
+    assert model(torch.zeros(1, 2, 32, 48)).shape == (1, 3, 32, 48)
+
+
+def test_numbers_of_parameters():
+    with torch.device("meta"):
+        generator, discriminator = pix2pixhd.GlobalGenerator(3, 3), pix2pixhd.MultiscaleDiscriminator(6)
+    assert sum(p.numel() for p in generator.parameters()) == 182_443_267
+    assert sum(p.numel() for p in discriminator.parameters()) == 5_535_618
+
+
+def test_discriminator_grids_at_256_and_its_widest_layer():
+    with torch.device("meta"):
+        model = pix2pixhd.MultiscaleDiscriminator(6, 256)
+        outputs = model(torch.zeros(1, 6, 256, 256))
+    assert [[layer.shape[-1] for layer in scale] for scale in outputs] == [
+        [129, 65, 33, 34, 35], [65, 33, 17, 18, 19]]
+    assert [layer.shape[1] for layer in outputs[0]] == [256, 512, 512, 512, 1]
+
+
+def test_wrong_checkpoint_names_the_keys():
+    _, state, _ = reference("pix2pixhd_global_generator")
+    with pytest.raises(InputError, match=r"(?s)model\.14\.conv_block.*model\.25"):
+        pix2pixhd.load_reference_state_dict(pix2pixhd.GlobalGenerator(2, 3, 8, 3, 1), state)
+
+
+def test_gan_loss_by_hand():
+    outputs = [[torch.tensor([9.0]), torch.tensor([0.0, 2.0])], [torch.tensor([9.0]), torch.tensor([3.0])]]
+    assert pix2pixhd.gan_loss(outputs, True).item() == 1 + 4
+    assert pix2pixhd.gan_loss(outputs, False).item() == 2 + 9
+
+
+def test_feature_matching_loss_by_hand():
+    fake = [[torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([50.0])],
+            [torch.tensor([4.0], requires_grad=True), torch.tensor([50.0])]]
+    real = [[torch.tensor([0.0, 0.0], requires_grad=True), torch.tensor([0.0])],
+            [torch.tensor([1.0], requires_grad=True), torch.tensor([0.0])]]
+    loss = pix2pixhd.feature_matching_loss(fake, real, n_layers=3)
+    assert loss.item() == (1.5 + 3) * (4 / 4) * (1 / 2)
+    loss.backward()
+    assert real[0][0].grad is None and fake[0][0].grad is not None
+
+
+def test_vgg_loss_by_hand_and_without_normalisation():
+    loss = pix2pixhd.VGGLoss(nn.Sequential(*[nn.Identity()] * 30))
+    a, b = torch.full((1, 3, 2, 2), 0.5), torch.full((1, 3, 2, 2), -0.5)
+    assert loss(a, b).item() == 1 / 32 + 1 / 16 + 1 / 8 + 1 / 4 + 1
+
+
+def test_vgg_weights_are_read_from_the_disk_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert pix2pixhd.vgg_loss_or_none("off") is None
+    assert pix2pixhd.vgg_loss_or_none("auto") is None
+    with pytest.raises(InputError, match="no VGG19 weights"):
+        pix2pixhd.vgg_loss_or_none(str(tmp_path / "missing.pth"))
+    with torch.device("meta"):
+        from torchvision.models import vgg19
+        shapes = {key: x.shape for key, x in vgg19().state_dict().items() if "features" in key}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({key: torch.full(shape, 0.01, dtype=torch.float16) for key, shape in shapes.items()},
+               tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth")
+    loss = pix2pixhd.vgg_loss_or_none("auto")
+    assert [type(part[-1]) for part in loss.slices] == [nn.ReLU] * 5
+    assert [part[-2].out_channels for part in loss.slices] == [64, 128, 256, 512, 512]
+    fake = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    loss(fake, torch.ones(1, 3, 16, 16)).backward()
+    assert fake.grad is not None and not any(p.requires_grad for p in loss.parameters())
+
+
+def test_gradients_belong_to_their_own_losses():
+    generator, discriminator = pix2pixhd.networks(4, 1, 1, 4, 2, seed=0)
+    x = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+    c = pix2pixhd.one_hot(np.eye(16, dtype=np.uint8)[None].repeat(2, 0))
+    losses = pix2pixhd.gradients(generator, discriminator, x, c, 10.0)
+    ours = [p.grad.clone() for p in [*generator.parameters(), *discriminator.parameters()]]
+    fake = generator(c)
+    of_fake = discriminator(torch.cat([c, fake], 1))
+    of_real = discriminator(torch.cat([c, x], 1))
+    gan = pix2pixhd.gan_loss(of_fake, True)
+    match = pix2pixhd.feature_matching_loss(of_fake, of_real, 3)
+    g = torch.autograd.grad(gan + 10 * match, list(generator.parameters()), retain_graph=True)
+    d_fake, d_real = pix2pixhd.gan_loss(of_fake, False), pix2pixhd.gan_loss(of_real, True)
+    d = torch.autograd.grad((d_fake + d_real) / 2, list(discriminator.parameters()))
+    for a, b in zip(ours, [*g, *d], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    by_hand = dict(d_real=d_real, d_fake=d_fake, g_gan=gan, g_feat=match)
+    assert losses == pytest.approx({name: loss.item() for name, loss in by_hand.items()}, rel=1e-4)
+
+
+def stop_after(monkeypatch, steps):
+    class Bar(list):
+        def __iter__(self):
+            for i, step in enumerate(super().__iter__()):
+                if i == steps:
+                    raise KeyboardInterrupt
+                yield step
+
+        def set_postfix(self, *args, **kwargs):
+            pass
+
+    monkeypatch.setattr(pix2pixhd, "progress", lambda iterable, **_: Bar(iterable))
+
+
+def test_resuming_gives_the_same_bits(data, tmp_path, monkeypatch):
+    options = dict(SMALL, steps=6, save_every=3, log_every=2, record={"a": 1})
+    whole = pix2pixhd.train(*data, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)  # step 4 is logged, step 3 is the last one saved
+        with pytest.raises(KeyboardInterrupt):
+            pix2pixhd.train(*data, tmp_path / "parts", **options)
+    torch.manual_seed(99)  # the global generator plays no part
+    parts = pix2pixhd.train(*data, tmp_path / "parts", **options)
+    for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    log = (tmp_path / "whole" / "log.csv").read_text()
+    assert log == (tmp_path / "parts" / "log.csv").read_text()
+    lines = [line.split(",") for line in log.splitlines()]
+    assert lines[0] == ["step", "d_real", "d_fake", "g_gan", "g_feat", "lr"]
+    assert [line[0] for line in lines[1:]] == ["2", "4", "6"]
+    assert [float(line[-1]) for line in lines[1:]] == pytest.approx(
+        [2e-4, 2e-4, 2e-4 / 3], rel=1e-3)  # constant for half of the steps, then linear to 0
+
+
+def test_finished_training_returns_at_once_unless_its_record_changes(data, tmp_path, monkeypatch):
+    options = dict(SMALL, steps=2)
+    first = pix2pixhd.train(*data, tmp_path, record={"lr": 1}, **options)
+    stop_after(monkeypatch, 0)
+    again = pix2pixhd.train(*data, tmp_path, record={"lr": 1}, **options)
+    assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(KeyboardInterrupt):  # it starts afresh
+        pix2pixhd.train(*data, tmp_path, record={"lr": 2}, **options)
+
+
+def test_batches_depend_on_seed_and_step_alone(data):
+    images, masks = data
+    for a, b in zip(pix2pixhd.batch_of(*data, 5, 4, 1), pix2pixhd.batch_of(*data, 5, 4, 1), strict=True):
+        assert torch.equal(a, b)
+    x, c = pix2pixhd.batch_of(*data, 0, 7, 1)  # an epoch: every image once, with its own mask
+    assert x.min() >= -1 and x.max() <= 1
+    assert torch.equal(c.sum(1), torch.ones(7, 16, 16))
+    found = []
+    for image, condition in zip(x, c, strict=True):
+        pixels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        for turn in (np.s_[:, :], np.s_[::-1, :], np.s_[:, ::-1], np.s_[::-1, ::-1]):
+            found += [i for i in range(7) if (images[i][turn] == pixels).all()
+                      and (masks[i][turn] == condition[1].numpy()).all()]
+    assert sorted(found) == list(range(7))
+
+
+def test_generating_is_independent_of_the_batch_size_and_survives_saving(tmp_path):
+    generator = pix2pixhd.networks(4, 2, 1, 4, 2, seed=1)[0]
+    generator.to(memory_format=torch.channels_last)
+    masks = np.random.default_rng(0).integers(0, 2, (5, 16, 16), np.uint8)
+    one = np.stack(list(pix2pixhd.generate(generator, masks, batch=1)))
+    assert one.shape == (5, 16, 16, 3) and one.dtype == np.uint8
+    three = np.stack(list(pix2pixhd.generate(generator, masks, batch=3)))
+    assert np.abs(one.astype(int) - three).max() <= 1
+    pix2pixhd.save(generator, tmp_path / "model")
+    loaded = np.stack(list(pix2pixhd.generate(pix2pixhd.load(tmp_path / "model"), masks, batch=3)))
+    assert np.abs(three.astype(int) - loaded).max() <= 1
+    with pytest.raises(InputError, match="no Pix2PixHD"):
+        pix2pixhd.load(tmp_path)
+
+
+def test_wrong_shapes_and_masks_are_refused(data, tmp_path):
+    images, masks = data
+    options = dict(SMALL, steps=1, record={})
+    with pytest.raises(ValueError, match="uint8"):
+        pix2pixhd.train(images, masks[:3], tmp_path, **options)
+    with pytest.raises(ValueError, match="halvings"):
+        pix2pixhd.train(images, masks, tmp_path, **dict(options, n_downsample=4))
+    with pytest.raises(ValueError, match="0 and 1"):
+        pix2pixhd.train(images, masks * 255, tmp_path, **options)
