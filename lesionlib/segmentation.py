@@ -5,6 +5,7 @@ Silent there and chosen here: the U-Net's encoder, flips and quarter turns, and 
 of the best validation on S-val are kept; S-test is seen once, after training.
 """
 
+import copy
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ from lesionlib.provenance import code_digest, digest, record, recorded
 from lesionlib.training import batch_at, device, generator_at, load_checkpoint, save_checkpoint
 
 NETWORKS = ("unet", "dcsaunet")
-DECODER = (64, 48, 32, 16, 16)  # a fifth of a U-Net's default decoder, for images of 64 px
+DECODER = (64, 48, 32, 16, 16)  # narrower than smp's default (256, 128, 64, 32, 16)
 MEAN, STD = 0.5, 0.25  # fixed, so that no network knows more of the data than its pixels
 SAVE_AFTER = 60  # seconds of training that may be lost when it is interrupted
 
@@ -33,9 +34,8 @@ SAVE_AFTER = 60  # seconds of training that may be lost when it is interrupted
 def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> nn.Module:
     """An untrained network, float (B, 3, S, S) to logits (B, 1, S, S); else ValueError.
 
-    "unet" is segmentation-models-pytorch's, with one decoder stage per entry of
-    `decoder_channels` (2 to 5; S a multiple of 2 to that power) and no pretrained weights;
-    "dcsaunet" is lesionlib's (S a multiple of 16) and has no options.
+    "unet" is segmentation-models-pytorch's without pretrained weights, with a stage per entry of
+    `decoder_channels` (S a multiple of 2 to their number); "dcsaunet" ignores the options.
     """
     if network == "unet":
         model = smp.Unet(encoder, encoder_depth=len(decoder_channels), encoder_weights=None,
@@ -50,8 +50,8 @@ def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
     """Soft Dice loss, a scalar in [0, 1], of logits and 0/1 targets of one shape.
 
-    Sums run over the pixels of the whole batch, as in segmentation-models-pytorch: a large
-    lesion counts for more than a small one. `smooth` is in pixels.
+    Sums run over the pixels of the whole batch: large lesions count for more than small ones.
+    It is segmentation-models-pytorch's DiceLoss with half of `smooth` (in pixels).
     """
     probability = logits.sigmoid()
     both, total = (probability * target).sum(), probability.sum() + target.sum()
@@ -69,8 +69,7 @@ def augment(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def inputs(images: torch.Tensor) -> torch.Tensor:
     """uint8 (B, 3, S, S) to what the networks take: scaled to [0, 1], less MEAN, over STD."""
-    scaled = (images.float() / 255 - MEAN) / STD
-    return scaled.contiguous(memory_format=torch.channels_last)
+    return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
 def _check(images, masks, what):
@@ -82,21 +81,13 @@ def _check(images, masks, what):
                          f"{masks.dtype} {masks.shape} with maximum {masks.max()}")
 
 
-def _batch(n: int, batch: int) -> int:
-    """Images per step: at most n, but two, which batch normalisation needs."""
-    return max(2, min(batch, n))
-
-
 def steps_of(n: int, epochs: int, batch: int) -> int:
-    """Optimiser steps of `train` on n images: epochs x ceil(n / batch)."""
-    return epochs * -(-n // _batch(n, batch))
+    """Optimiser steps of `train` on n images: epochs x ceil(n / batch), batch at least 2."""
+    return epochs * -(-n // max(2, batch))
 
 
 def predict(model: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Masks (N, S, S), uint8 0/1, of uint8 images (N, S, S, 3): 1 where the probability is > 0.5.
-
-    The model is put into evaluation mode and stays there.
-    """
+    """Masks (N, S, S), uint8: 1 where the probability on uint8 (N, S, S, 3) is above 0.5."""
     model.eval()
     where, found = next(model.parameters()).device, []
     with torch.inference_mode():
@@ -133,21 +124,21 @@ def train(network: str, images, masks, val_images, val_masks, *, epochs: int, ba
     """Train a network and return it with the weights of its best validation.
 
     `images` uint8 (N, S, S, 3), `masks` uint8 (N, S, S) of 0/1, `val_*` likewise, else ValueError.
-    Adam minimises `dice_loss` for `steps_of` steps. The batches cut an endless sequence of
-    shuffled epochs, so that all are full. What is drawn depends on (seed, step) alone: equal
-    results on a CPU with equal threads. The mean Dice per image of the val part is measured
-    every `val_every` epochs (default: at most ten times) and at the end, and goes to
-    `log_path`. With `checkpoint`, a path, an interrupted training with the same `key` goes on
-    from there. `options` go to `build`.
+    Adam minimises `dice_loss` for `steps_of` steps on full batches cut from shuffled epochs. What
+    is drawn depends on (seed, step) alone: equal results on a CPU with equal threads. The mean
+    Dice per image of the val part is measured every `val_every` epochs (default: at most ten
+    times) and at the end, and logged to `log_path`. With `checkpoint`, a path, an interrupted
+    training of the same `key` goes on from there. `options` go to `build`.
     """
     _check(images, masks, "training part")
     _check(val_images, val_masks, "validation part")
-    batch, steps = _batch(len(images), batch), steps_of(len(images), epochs, batch)
+    steps = steps_of(len(images), epochs, batch)
+    batch = max(2, min(batch, len(images)))  # batch normalisation needs two
     every = (val_every or -(-epochs // 10)) * (steps // epochs)
     model, optimiser, (best, score, start) = _start(network, seed, lr, checkpoint, key, **options)
     pairs = torch.from_numpy(np.concatenate([images, masks[..., None]], axis=-1)).to(device())
     log = Log(log_path, ["step", "loss", "val_dice"], start) if log_path else None
-    total, done, saved = torch.zeros((), device=device()), 0, time.monotonic()
+    total, done, saved = 0, 0, time.monotonic()
     for step in progress(range(start, steps), desc=network, total=steps, initial=start):
         model.train()
         optimiser.zero_grad(set_to_none=True)
@@ -159,10 +150,10 @@ def train(network: str, images, masks, val_images, val_masks, *, epochs: int, ba
             continue
         val = float(dice(predict(model, val_images), val_masks).mean())
         if val >= score:
-            best, score = {k: v.detach().clone() for k, v in model.state_dict().items()}, val
+            best, score = copy.deepcopy(model.state_dict()), val
         if log:
-            log.add(step=step + 1, loss=f"{total.item() / done:.6g}", val_dice=f"{val:.6g}")
-        total, done = torch.zeros_like(total), 0
+            log.add(step=step + 1, loss=f"{total / done:.6g}", val_dice=f"{val:.6g}")
+        total = done = 0
         if checkpoint and time.monotonic() - saved >= SAVE_AFTER:
             save_checkpoint(checkpoint, model=model.state_dict(), score=score, step=step + 1,
                             optimiser=optimiser.state_dict(), best=best, record=key)
@@ -173,16 +164,15 @@ def train(network: str, images, masks, val_images, val_masks, *, epochs: int, ba
 
 def _training_part(cell, parts, synthetic):
     """S-train with the first `cell.amount` synthetic pairs behind it: images, masks."""
-    images, masks = parts["S-train"][:2]
     if not cell.amount:
-        return images, masks
+        return parts["S-train"][:2]
     there = 0 if synthetic is None else len(synthetic[0])
     if there < cell.amount:
         raise InputError(f"cell {cell.id}", f"it needs {cell.amount} synthetic pairs of "
                          f"{cell.method}; there are {there}",
                          "lower `synthetic_amounts`, or generate more pairs (notebooks 02 to 04)")
     return tuple(np.concatenate([own, added[:cell.amount]])
-                 for own, added in zip((images, masks), synthetic, strict=True))
+                 for own, added in zip(parts["S-train"][:2], synthetic, strict=True))
 
 
 def _read(path) -> pd.DataFrame:
@@ -194,10 +184,9 @@ def run_cell(cell: Cell, parts: dict, synthetic, options: dict, folder,
     """Train and test one cell: a row per S-test image, kept in `folder`/ID.csv.
 
     `parts` maps S-train, S-val, S-test to (images, masks, ids); `synthetic` is (images, masks)
-    of the cell's method or None, InputError if too few; `options` go to `train`. Columns:
-    network, method, amount, seed, id, dice, and the same in every row steps, seconds, val_dice.
-    If the record beside the file holds the key of these settings, this code, and `fingerprint`
-    (of the inputs, given by the caller), the file is read back instead.
+    of the method or None, InputError if too few; `options` go to `train`. Columns: network,
+    method, amount, seed, id, dice, and the same in every row: steps, seconds, val_dice. The file
+    is read back if its record has the key of cell, options, code, and `fingerprint` (of inputs).
     """
     path = Path(folder) / f"{cell.id}.csv"
     key = digest(asdict(cell), options, fingerprint, code_digest("segmentation"))
@@ -207,12 +196,11 @@ def run_cell(cell: Cell, parts: dict, synthetic, options: dict, folder,
     began, checkpoint = time.monotonic(), path.with_suffix(".pt")
     model = train(cell.network, images, masks, *parts["S-val"][:2], seed=cell.seed, key=key,
                   log_path=path.parent / "logs" / path.name, checkpoint=checkpoint, **options)
-    scores = {name: dice(predict(model, parts[name][0]), parts[name][1])
-              for name in ("S-val", "S-test")}
+    val, test = (dice(predict(model, parts[name][0]), parts[name][1])
+                 for name in ("S-val", "S-test"))
     facts = {"steps": steps_of(len(images), options["epochs"], options["batch"]),
-             "seconds": round(time.monotonic() - began, 2), "val_dice": scores["S-val"].mean()}
-    rows = pd.DataFrame({**asdict(cell), "id": list(parts["S-test"][2]), "dice": scores["S-test"],
-                         **facts})
+             "seconds": round(time.monotonic() - began, 2), "val_dice": val.mean()}
+    rows = pd.DataFrame({**asdict(cell), "id": parts["S-test"][2], "dice": test, **facts})
     Path(f"{path}.json").unlink(missing_ok=True)  # a record never describes another file
     write_csv(path, rows)
     record(path, key=key, cell=cell.id, options=options, fingerprint=fingerprint, **facts)
