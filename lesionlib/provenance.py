@@ -28,7 +28,8 @@ PACKAGES = (
     "snakemake",
 )
 IMPORT = re.compile(
-    r"^\s*(?:from lesionlib import ([\w, ]+)|(?:from|import) lesionlib\.(\w+))", re.M
+    r"^\s*(?:from lesionlib import (?:\(([\w,\s]+)\)|([\w, ]+))|(?:from|import) lesionlib\.(\w+))",
+    re.M,
 )
 
 
@@ -54,12 +55,10 @@ def file_digest(path) -> str:
 def _imports(source: str) -> set[str]:
     """Names of the lesionlib modules that a source text imports."""
     found = set()
-    for several, single in IMPORT.findall(source):
-        names = (
-            [name.split(" as ")[0].strip() for name in several.split(",")] if several else [single]
-        )
-        found |= {name for name in names if (ROOT / "lesionlib" / f"{name}.py").exists()}
-    return found
+    for names in IMPORT.findall(source):
+        several = ",".join(names).replace("\n", ",").split(",")
+        found |= {name.split(" as ")[0].strip() for name in several if name.strip()}
+    return {name for name in found if (ROOT / "lesionlib" / f"{name}.py").exists()}
 
 
 def _without_prose(source: str) -> str:

@@ -32,10 +32,10 @@ SAVE_AFTER = 60  # seconds of training that may be lost when it is interrupted
 
 
 def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> nn.Module:
-    """An untrained network, float (B, 3, S, S) to logits (B, 1, S, S); else ValueError.
+    """An untrained network, float (B, 3, S, S) to logits (B, 1, S, S); ValueError if unknown.
 
     "unet" is segmentation-models-pytorch's without pretrained weights, with a stage per entry of
-    `decoder_channels` (S a multiple of 2 to their number); "dcsaunet" ignores the options.
+    `decoder_channels`; "dcsaunet" (S a multiple of 16) ignores the options.
     """
     if network == "unet":
         model = smp.Unet(encoder, encoder_depth=len(decoder_channels), encoder_weights=None,

@@ -32,6 +32,15 @@ def fitted(seed=0, epochs=2, network="unet", n=8, **options):
                               **{**SMALL, **options})
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several threads wait for one another where cores are shared: seconds become minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def parts():
     return {"S-train": discs(6, 0), "S-val": discs(3, 1), "S-test": discs(4, 2)}

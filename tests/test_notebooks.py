@@ -1,0 +1,92 @@
+"""The form of the source notebooks: what makes them readable, runnable alone, and comparable."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lesionlib import config, notebooks
+from lesionlib.files import ROOT
+
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in PATHS]
+
+
+def cells(path, kind=None):
+    found = json.loads(path.read_text())["cells"]
+    return [cell for cell in found if kind in (None, cell["cell_type"])]
+
+
+def test_the_seven_stages_are_there():
+    assert tuple(NAMES) == notebooks.STAGES
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_no_outputs_are_committed(path):
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells(path, "code"))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_parameters_are_settings_with_the_defaults_of_quick(path):
+    settings = config.load("quick")
+    own = {"cells"} if path.stem == "06_segmentation" else set()
+    values = notebooks.parameters(path)
+    assert set(values) <= set(settings) | own
+    assert {"run", "preset"} <= set(values)
+    assert all(values[name] == settings[name] for name in set(values) - own)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_every_parameter_is_used(path):
+    source = "\n".join("".join(c["source"]) for c in cells(path, "code")
+                       if "parameters" not in c["metadata"].get("tags", []))
+    unused = [n for n in notebooks.parameters(path) if not re.search(rf"\b{n}\b", source)]
+    assert not unused
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_cells_are_short_portable_and_explained(path):
+    every = cells(path)
+    assert every[0]["cell_type"] == "markdown" and "".join(every[0]["source"]).startswith("# ")
+    for cell in cells(path, "code"):
+        source = "".join(cell["source"])
+        if "parameters" not in cell["metadata"].get("tags", []):
+            assert len(source.splitlines()) <= 25
+        assert not re.search(r"""["'](/|~|[A-Z]:\\)\w""", source), "absolute path"
+        assert "pip install" not in source and "os.chdir" not in source
+    assert sum(cell["cell_type"] == "markdown" for cell in every) >= len(every) // 4
+
+
+def test_every_setting_reaches_a_notebook_or_the_workflow():
+    taken = {name for path in PATHS for name in notebooks.parameters(path)}
+    workflow = (ROOT / "Snakefile").read_text()
+    assert all(k in taken or f'"{k}"' in workflow for k in config.load("quick"))
+
+
+def test_workflow_passes_only_known_parameters():
+    text = (ROOT / "Snakefile").read_text()
+    extra = re.findall(r'values\(\s*"(\w+)",\s*(\w+)=', text)
+    assert extra and all(name in notebooks.parameters(ROOT / "notebooks" / f"{stage}.ipynb")
+                         for stage, name in extra)
+    assert set(re.findall(r'notebook\("(\w+)"\)', text)) == set(notebooks.STAGES)
+
+
+def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
+    error = {"output_type": "error", "ename": "InputError", "evalue": "x.jpg: corrupt"}
+    said = {"output_type": "stream", "text": ["fine\n", "WARNING: 3 left out\n"]}
+    executed = tmp_path / "01_data.ipynb"
+    executed.write_text(json.dumps({"cells": [
+        {"cell_type": "code", "outputs": [said]}, {"cell_type": "code", "outputs": [error]}]}))
+    run = subprocess.run([sys.executable, "-m", "lesionlib.notebooks", executed],
+                         capture_output=True, text=True)
+    assert f"{executed}, cell 2: x.jpg: corrupt" in run.stderr
+    assert "WARNING: 3 left out" in run.stderr and "fine" not in run.stderr
+
+
+def test_ruff_is_content():
+    for arguments in (["check", "."], ["format", "--check", "notebooks"]):
+        run = subprocess.run([sys.executable, "-m", "ruff", *arguments], cwd=ROOT,
+                             capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout
