@@ -159,14 +159,14 @@ rule image_quality:
 
 
 # Notebook 06, once for each share of the grid. A rerun loads the cells that are up to date.
-for number, cells in enumerate(jobs(CELLS, cfg["cells_per_job"]), 1):
+for number, (method, cells) in enumerate(jobs(CELLS, cfg["cells_per_job"]), 1):
 
     rule:
         name:
             f"segmentation_{number:02d}"
         input:
             rules.data.output,
-            EVERY_SET,
+            [] if method == "real" else f"{RUN}/synthetic/{method}/manifest.csv",
             notebook=notebook("06_segmentation"),
         output:
             [f"{RUN}/cells/{cell}.csv" for cell in cells],

@@ -35,7 +35,14 @@ def grid(networks, methods, amounts, seeds) -> list[Cell]:
     return [Cell(network, *arm, seed) for network in networks for arm in arms for seed in seeds]
 
 
-def jobs(cells: list[Cell], per_job: int) -> list[list[str]]:
-    """Cell names dealt out to jobs of at most `per_job`, so that jobs take about as long."""
-    number = -(-len(cells) // per_job)
-    return [[cell.id for cell in cells[i::number]] for i in range(number)]
+def jobs(cells: list[Cell], per_job: int) -> list[tuple[str, list[str]]]:
+    """Methods and cell names of jobs of at most `per_job` cells that take about as long.
+
+    A job has cells of one method, so that it need not wait for the other generator.
+    """
+    found = []
+    for method in dict.fromkeys(cell.method for cell in cells):
+        names = [cell.id for cell in cells if cell.method == method]
+        number = -(-len(names) // per_job)
+        found += [(method, names[i::number]) for i in range(number)]
+    return found
