@@ -101,7 +101,8 @@ def test_a_second_start_has_nothing_to_do(finished):
 
 
 def jobs_of_dry_run(*arguments):
-    text = run_all("-n", *arguments).stdout
+    process = run_all("-n", *arguments)
+    text = process.stdout + process.stderr
     lines = [line.split() for line in text.split("Job stats:")[-1].splitlines()]
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
