@@ -56,6 +56,13 @@ def check(values: dict, where) -> dict:
     return values
 
 
+def typed(value):
+    """Lists arrive from Snakemake's command line as lists of words: 1 and true are no words."""
+    if isinstance(value, list):
+        return [yaml.safe_load(item) if isinstance(item, str) else item for item in value]
+    return value
+
+
 def load(preset: str = "quick", overrides: dict | None = None, name: str = "") -> dict:
     """All settings of a run, with `preset` and `run` (its folder, runs/NAME) added.
 
@@ -71,7 +78,7 @@ def load(preset: str = "quick", overrides: dict | None = None, name: str = "") -
     if preset != "quick":
         own = FOLDER / f"{preset}.yaml"
         values |= check(read(own), own)
-    values |= check(dict(overrides or {}), "command line")
+    values |= check({k: typed(v) for k, v in (overrides or {}).items()}, "command line")
     if overrides and "images" in overrides and "source" not in overrides:
         values["source"] = "folders"
     return values | {"preset": preset, "run": f"runs/{name or preset}"}

@@ -51,3 +51,8 @@ def test_broken_yaml_is_one_clear_error(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(InputError, match="not valid YAML"):
         config.read(tmp_path / "bad.yaml")
+
+
+def test_lists_of_words_from_the_command_line_are_numbers_again():
+    settings = config.load("quick", {"seeds": ["3", "4"], "networks": ["unet"]})
+    assert settings["seeds"] == [3, 4] and settings["networks"] == ["unet"]
