@@ -72,10 +72,27 @@ def overrides(options) -> dict:
     return given
 
 
+def check_sources(settings):
+    """Raise InputError at once if the folders that the settings name are not there."""
+    named = {"folders": ["images", "masks", "table"], "isic": ["isic_root"], "phantom": []}
+    for key in named[settings["source"]]:
+        value = settings[key]
+        if not value and key != "table":
+            raise InputError(
+                "command line",
+                f"images of your own without --{key}",
+                "give --images DIR --masks DIR --table FILE",
+            )
+        if value and not resolve(value).exists():
+            remedy = f"correct --{key}" if key != "isic_root" else "set isic_root to the downloads"
+            raise InputError(resolve(value), "this does not exist", remedy)
+
+
 def snakemake(options, rest) -> int:
     """Run the DAG and, if it ran through, print the two tables and the path of the report."""
     given = overrides(options)
     settings = config.load(options.preset, given, options.name)
+    check_sources(settings)
     values = [
         f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
         for key, value in given.items()

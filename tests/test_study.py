@@ -1,14 +1,16 @@
 """The whole study under `smoke`, as a user runs it, and what a second start does."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import config
+from lesionlib import config, phantom
 from lesionlib.files import ROOT
 from lesionlib.grid import grid
 
@@ -133,17 +135,35 @@ def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished):
 @pytest.mark.parametrize("arguments, said", [
     (["--config", "imagesize=3"], "did you mean 'image_size'"),
     (["--config", "epochs"], "is not KEY=VALUE"),
-    (["--images", "nowhere"], "the folder does not exist"),
+    (["--images", "nowhere"], "nowhere: this does not exist. Remedy: correct --images"),
+    (["--images", "tests"], "without --masks. Remedy: give --images DIR --masks DIR"),
 ])
 def test_wrong_arguments_are_one_clear_error(arguments, said):
     process = run_all(*arguments, name="test-wrong")
-    shutil.rmtree(ROOT / "runs" / "test-wrong", ignore_errors=True)
-    assert process.returncode != 0 and said in process.stderr
+    assert process.returncode == 2 and said in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert not (ROOT / "runs" / "test-wrong").exists()
+
+
+def test_a_damaged_pair_stops_the_run_with_one_clear_message_if_asked_to(tmp_path):
+    phantom.write_dataset(tmp_path, 24, 64, workers=1)
+    images = tmp_path / "ISIC2018_Task1-2_Training_Input"
+    masks = tmp_path / "ISIC2018_Task1_Training_GroundTruth"
+    broken = sorted(images.iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:500])
+    process = run_all("--images", images, "--masks", masks, "--until", "data", "--config",
+                      "bad_inputs=stop", name="test-broken")
+    executed = ROOT / "runs" / "test-broken" / "notebooks" / "01_data.ipynb"
+    assert process.returncode != 0 and executed.exists()
+    shutil.rmtree(ROOT / "runs" / "test-broken")
+    line = r"01_data\.ipynb, cell \d+: " + f"{broken}: the image is corrupt or truncated. Remedy: "
+    assert re.search(line, process.stderr)
 
 
 def test_a_notebook_run_too_early_names_its_predecessor(tmp_path):
-    command = ["papermill", "notebooks/02_masks.ipynb", str(tmp_path / "out.ipynb"), "-p", "run",
-               str(tmp_path / "run"), "--cwd", "notebooks", "--no-progress-bar"]
+    command = [sys.executable, "-m", "papermill", "notebooks/02_masks.ipynb",
+               str(tmp_path / "out.ipynb"), "-p", "run", str(tmp_path / "run"),
+               "--cwd", "notebooks", "--no-progress-bar"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode != 0
     assert "run notebooks/01_data.ipynb first" in process.stderr
