@@ -22,8 +22,9 @@ def hint(masks: np.ndarray) -> torch.Tensor:
     return hints[:, None].expand(-1, 3, -1, -1)
 
 
-def new(pipe) -> ControlNetModel:
+def new(pipe, seed: int = 0) -> ControlNetModel:
     """Trainable copy of the base's encoder with zero convolutions: at first it changes nothing."""
+    torch.manual_seed(seed)  # the mask's own layers are drawn at random, and must be repeatable
     scale = pipe.vae_scale_factor  # image pixels per latent pixel; the hint is reduced as much
     widths = (16, 32, 96, 256)[: int(math.log2(scale)) + 1]
     return ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=widths)

@@ -28,13 +28,12 @@ def study():
 def pipe(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     pipe = base.new(study[0], study[2], folder, latent_channels=8, patch=4, whitening=0.5,
-                    channels=[16, 32], layers=1, attention=[False, True], text_width=16, seed=0)
+                    channels=[16, 32], attention=[False, True], text_width=16, seed=0)
     return base.train(pipe, study[0], study[2], folder, steps=3, batch=4, lr=1e-3,
                       prompt_dropout=0.2, seed=0, record={})
 
 
 def train(pipe, study, folder, steps, save_every=100, record=None):
-    torch.manual_seed(0)
     model = controlnet.new(pipe)
     return controlnet.train(pipe, model, *study, folder, steps=steps, batch=4, lr=1e-3,
                             prompt_dropout=0.5, seed=0, record=record or {"n": 1},
