@@ -3,7 +3,7 @@
 import json
 
 from lesionlib import config as settings
-from lesionlib import data
+from lesionlib import catalogue
 from lesionlib.grid import grid, jobs
 from lesionlib.notebooks import STAGES, stage_parameters
 from lesionlib.provenance import code_digest, notebook_digest
@@ -70,12 +70,17 @@ rule data:
         f"{RUN}/data/masks.npy",
         f"{RUN}/data/index.csv",
         f"{RUN}/tables/curation.csv",
+        f"{RUN}/tables/quarantine.csv",
+        f"{RUN}/tables/join.csv",
+        f"{RUN}/tables/disagreements.csv",
+        f"{RUN}/tables/near_duplicates.csv",
+        f"{RUN}/tables/split_audit.csv",
     log:
         **logs("01_data"),
     params:
         code=code("01_data"),
         values=values("01_data"),
-        source=data.source_state(cfg["source"], **SOURCE),
+        source=catalogue.source_state(cfg["source"], **SOURCE),
     shell:
         PAPERMILL
 

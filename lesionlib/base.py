@@ -170,13 +170,17 @@ def decode_latents(pipe, latents: torch.Tensor) -> np.ndarray:
 
 
 def token_ids(pipe, prompts) -> torch.Tensor:
-    """Token ids (B, 77) of prompts, padded and cut to the tokenizer's length."""
+    """Token ids (B, 77) of prompts, padded; raises InputError for a prompt that is too long."""
+    room = pipe.tokenizer.model_max_length
+    counts = [len(ids) for ids in pipe.tokenizer(list(prompts), verbose=False).input_ids]
+    if max(counts) > room:
+        raise InputError(
+            f"prompt '{list(prompts)[int(np.argmax(counts))]}'",
+            f"it has {max(counts)} tokens, but the text encoder reads {room}",
+            "name fewer prompt_details",
+        )
     return pipe.tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=pipe.tokenizer.model_max_length,
-        return_tensors="pt",
+        list(prompts), padding="max_length", max_length=room, return_tensors="pt"
     ).input_ids
 
 

@@ -53,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
         help="settings that override the preset (see config/quick.yaml)",
     )
     options.add_argument("--test", action="store_true", help="run the tests (more: for pytest)")
+    options.add_argument(
+        "--fetch", action="store_true", help="download ISIC (more: for lesionlib.fetch)"
+    )
+    options.add_argument("--bench", action="store_true", help="measure speed against references")
     options.add_argument("--lab", action="store_true", help="open JupyterLab")
     return options
 
@@ -127,8 +131,13 @@ def main(arguments=None) -> int:
     options, rest = parser().parse_known_args(arguments)
     if options.test:
         return subprocess.run([sys.executable, "-m", "pytest", *rest], cwd=ROOT).returncode
-    if options.lab:
-        return subprocess.run([sys.executable, "-m", "jupyterlab", *rest], cwd=ROOT).returncode
+    for name, module in (
+        ("lab", "jupyterlab"),
+        ("fetch", "lesionlib.fetch"),
+        ("bench", "benchmarks"),
+    ):
+        if getattr(options, name):
+            return subprocess.run([sys.executable, "-m", module, *rest], cwd=ROOT).returncode
     try:
         return snakemake(options, rest)
     except InputError as error:

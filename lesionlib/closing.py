@@ -1,4 +1,4 @@
-"""What a finished run says on the terminal: what was left out, both tables, the report."""
+"""What a finished run says on the terminal: what is in quarantine, both tables, the report."""
 
 import pandas as pd
 
@@ -14,14 +14,14 @@ def table(run, name: str) -> pd.DataFrame:
     )
 
 
-def left_out(run) -> str:
-    """What curation left out, in one line, or ''."""
+def quarantined(run) -> str:
+    """What curation could not use, in one line, or ''."""
     rows = table(run, "curation")
     out = rows[rows["status"] != "used"]
     if out.empty:
         return ""
     return (
-        f"{len(out)} of {len(rows)} images were left out (see tables/curation.csv), "
+        f"{len(out)} of {len(rows)} images are in quarantine (see tables/quarantine.csv), "
         f"for example: {out['reason'].iloc[0]}"
     )
 
@@ -29,7 +29,7 @@ def left_out(run) -> str:
 def closing_lines(run) -> str:
     """The two tables and the path of the report, as the last lines on the terminal."""
     parts = [
-        left_out(run),
+        quarantined(run),
         "Table 1: image quality on S-test, empty prompt",
         table(run, "table1").round(3).to_string(index=False),
         "\nTable 2: Dice on S-test, mean per image, mean and sd over seeds",

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from lesionlib import prompts
+from lesionlib import catalogue, prompts
 from lesionlib.errors import InputError, require
 from lesionlib.files import aside, read_json, resolve, write_csv, write_json, write_npy
 from lesionlib.masks import random_masks
@@ -14,24 +14,31 @@ from lesionlib.progress import progress
 from lesionlib.provenance import digest, file_digest, record
 
 
-def ask(run, study, *, n: int, size: int, mode: str, seed: int, prompt: str, **facts):
+def ask(run, study, *, n, size, mode, seed, prompt, details, draw, **facts):
     """Draw `n` masks and prompts for both generators and write them to data/conditions*.
 
-    Masks are made by the recipe `mode`, prompts drawn from the joint distribution over G;
-    row i depends on seed and i alone. Returns masks (n, size, size) and the prompts.
+    Masks are made by `mode` (masks.MODES); labels are drawn from G by `draw` (joint, uniform, or
+    a CSV of wishes), sizes and positions in prompts are those of the masks. Row i depends on seed
+    and i alone. Returns masks (n, size, size) and the prompts.
     """
     folder = resolve(run) / "data"
     generator_part = study.part("G")
     shapes = random_masks(n, size, seed=seed, mode=mode, real=generator_part.masks)
-    texts = prompts.draw(prompts.of_table(generator_part.table, prompt), n, seed)
+    wishes, how = generator_part.table, draw
+    if draw not in ("joint", "uniform"):
+        wishes, how = catalogue.read_wishes(draw), "weight"
+    labels = prompts.draw(wishes, n, seed, how)
+    texts = prompts.of_table(labels, prompt, details, shapes)
     write_npy(folder / "conditions.npy", shapes)
-    table = pd.DataFrame({"index": range(n), "prompt": texts, "mode": mode, "seed": seed})
-    write_csv(folder / "conditions.csv", table)
+    known = ["diagnosis", *prompts.ATTRIBUTES]
+    table = labels[known].assign(index=range(n), prompt=texts, mode=mode, seed=seed)
+    write_csv(folder / "conditions.csv", table[["index", "prompt", "mode", "seed", *known]])
     record(
         folder / "conditions.csv",
         data=study.fingerprint,
         conditions=digest(shapes, texts),
         mode=mode,
+        draw=draw,
         seed=seed,
         **facts,
     )

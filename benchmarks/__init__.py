@@ -1,0 +1,1 @@
+"""Speed of the study's code, each against a named reference measured in the same run."""

@@ -1,0 +1,155 @@
+"""Files and labels by id: folders of one's own, and the ISIC tables."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionlib import catalogue, phantom
+from lesionlib.errors import InputError
+from lesionlib.files import ROOT
+from lesionlib.prompts import ATTRIBUTES
+
+REAL_TABLES = ROOT.parent / "shared" / "data" / "metadata"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """24 image-mask pairs with a table, in two folders."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(24):
+        cv2.imwrite(str(tmp_path / "images" / f"a{i:02d}.jpg"), np.full((20, 30, 3), i, np.uint8))
+        suffix = "_segmentation" if i % 2 else ""
+        cv2.imwrite(str(tmp_path / "masks" / f"a{i:02d}{suffix}.png"), np.eye(20, 30) * 255)
+    pd.DataFrame(
+        {
+            "image_id": [f"a{i:02d}" for i in range(24)],
+            "diagnosis": ["nevus", "Melanoma", ""] * 8,
+            "streaks": [1, 0, ""] * 8,
+            "anatom_site": "head/neck",
+            "age_approx": ["55.0", "unknown", "30"] * 8,
+        }
+    ).to_csv(tmp_path / "labels.csv", index=False)
+    return tmp_path
+
+
+def read(folder, table="labels.csv"):
+    return catalogue.read_folders(
+        folder / "images", folder / "masks", folder / table if table else ""
+    )
+
+
+def test_folders_are_joined_by_stem_with_or_without_suffix(folders):
+    found = read(folders)
+    table = found.table
+    assert len(table) == 24 and (table["mask"] != "").all() and found.orphans.empty
+    assert table["diagnosis"].tolist()[:3] == ["nevus", "melanoma", ""]
+    assert table["streaks"].tolist()[:2] == [1, 0] and np.isnan(table["streaks"][2])
+    assert table["site"].eq("head/neck").all() and table["age"].tolist()[:3] == ["55", "", "30"]
+
+
+def test_table_is_optional(folders):
+    table = read(folders, None).table
+    assert len(table) == 24 and table["diagnosis"].eq("").all() and table["streaks"].isna().all()
+
+
+def test_what_belongs_to_no_image_is_listed(folders):
+    cv2.imwrite(str(folders / "images" / "a03.png"), np.zeros((20, 30, 3), np.uint8))
+    cv2.imwrite(str(folders / "masks" / "b99.png"), np.zeros((20, 30), np.uint8))
+    with open(folders / "labels.csv", "a") as file:
+        file.write("c77,nevus,0,,\n")
+    found = read(folders)
+    listed = found.orphans.set_index("id")["reason"].to_dict()
+    assert set(listed) == {"a03", "b99", "c77"} and len(found.table) == 24
+    assert "second file" in listed["a03"] and "without image" in listed["b99"]
+    assert found.table.set_index("id").loc["a03", "image"].endswith("a03.jpg")
+
+
+def test_an_id_stated_twice_differently_is_reported_and_left_empty(folders):
+    with open(folders / "labels.csv", "a") as file:
+        file.write("a00,melanoma,1,head/neck,55\na04,melanoma,0,head/neck,\n")
+    found = read(folders)
+    clash = found.disagreements.set_index("id")
+    assert list(clash.index) == ["a00"] and clash.loc["a00", "values"] == "nevus | melanoma"
+    row = found.table.set_index("id").loc["a00"]
+    assert row["diagnosis"] == "" and row["streaks"] == 1 and row["site"] == "head/neck"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda f: (f / "labels.csv").unlink(), "does not exist"),
+        (lambda f: (f / "labels.csv").write_text(""), "not a readable CSV"),
+        (lambda f: (f / "labels.csv").write_text("name\nx\n"), "no column 'id'"),
+        (lambda f: (f / "labels.csv").write_text("id,diagnosis\na00,naevus\n"), "unknown diagn"),
+        (lambda f: (f / "images").rename(f / "elsewhere"), "the folder does not exist"),
+        (lambda f: [p.unlink() for p in (f / "masks").iterdir()], "no image files"),
+    ],
+)
+def test_wrong_tables_and_folders_are_named(folders, change, said):
+    change(folders)
+    with pytest.raises(InputError, match=said):
+        read(folders)
+
+
+def test_isic_layout_is_joined_without_the_downsampled_suffix(tmp_path):
+    phantom.write_dataset(tmp_path, 30, 64, seed=1, workers=1)
+    found = catalogue.read_isic(tmp_path)
+    table = found.table.set_index("id")
+    truth = pd.read_csv(tmp_path / "ISIC_2019_Training_GroundTruth.csv").set_index("image")
+    assert truth.index.str.endswith("_downsampled").any()
+    truth.index = truth.index.str.removesuffix("_downsampled")
+    names = {"NV": "nevus", "MEL": "melanoma", "BKL": "benign keratosis"}
+    expected = truth[list(names)].idxmax(axis=1).map(names)
+    assert (table["diagnosis"] == expected.reindex(table.index)).all()
+    assert table["pigment_network"].notna().all() and found.disagreements.empty
+
+
+def test_contradicting_years_are_reported_and_the_label_is_left_empty(tmp_path):
+    phantom.write_dataset(tmp_path, 24, 64, seed=1, workers=1)
+    path = tmp_path / "ISIC-2017_Training_Part3_GroundTruth.csv"
+    table = pd.read_csv(path)
+    table.loc[0, ["melanoma", "seborrheic_keratosis"]] = [1 - table.loc[0, "melanoma"], 0.0]
+    table.to_csv(path, index=False)
+    found = catalogue.read_isic(tmp_path)
+    name = table.loc[0, "image_id"]
+    clash = found.disagreements.set_index("id")
+    assert list(clash.index) == [name] and clash.loc[name, "sources"] == "2019 | 2017"
+    assert found.table.set_index("id").loc[name, "diagnosis"] == ""
+    counts = found.joined.set_index("fact")["images"]
+    assert counts["diagnosis unknown"] == 1 and counts["labels on which sources disagree"] == 1
+
+
+@pytest.mark.skipif(not REAL_TABLES.is_dir(), reason="needs the real ISIC tables")
+def test_the_real_tables_give_the_known_counts():
+    labels, clashes, joined = catalogue.read_isic_labels(REAL_TABLES)
+    counts = joined.set_index("fact")["images"]
+    assert counts["ids of 2018 Task 1-2"] == 2594 and counts["of these in 2019"] == 2593
+    assert counts["named …_downsampled there"] == 1821
+    assert [counts[f"2019 says {d}"] for d in ("nevus", "melanoma", "benign keratosis")] == [
+        1866,
+        519,
+        208,
+    ]
+    assert [counts[f"attribute: {a}"] for a in ATTRIBUTES] == [1523, 190, 100, 682, 603]
+    assert counts["no attribute"] == 514 and clashes.empty
+    assert [counts[k] for k in ("age known", "sex known", "site known")] == [2299, 2343, 1931]
+    assert counts["lesion_id known"] == 708 and counts["lesion_id with several images"] == 12
+
+
+def test_wishes_are_labels_with_weights(tmp_path):
+    path = tmp_path / "wishes.csv"
+    path.write_text("diagnosis,streaks,weight\nMEL,1,3\nnevus,,1\n")
+    wishes = catalogue.read_wishes(path)
+    assert wishes["diagnosis"].tolist() == ["melanoma", "nevus"]
+    assert wishes["streaks"].tolist() == [1, 0] and wishes["globules"].tolist() == [0, 0]
+    for text, said in [
+        ("diagnosis,strieks\nMEL,1\n", "unknown column 'strieks'"),
+        ("streaks\n1\n", "no column 'diagnosis'"),
+        ("diagnosis\nfreckle\n", "unknown diagnosis 'freckle'"),
+        ("diagnosis,weight\nMEL,0\n", "weights must be positive"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(InputError, match=said):
+            catalogue.read_wishes(path)
