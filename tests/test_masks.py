@@ -18,8 +18,8 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def real():
-    """Eight ellipses around the centre, areas from 3 to 13 % of the image."""
-    blank = np.zeros((8, 64, 64), np.uint8)
+    """Twelve ellipses around the centre, areas from 3 to 25 % of the image."""
+    blank = np.zeros((12, 64, 64), np.uint8)
     for i, mask in enumerate(blank):
         cv2.ellipse(mask, (28 + i, 35 - i), (8 + i, 6 + i), 20 * i, 0, 360, 1, -1)
     return blank
@@ -37,7 +37,8 @@ def components(mask):
 
 
 def test_masks_are_one_region_of_zero_and_one(drawn, real):
-    for some in (drawn, random_masks(40, 64, mode="real", real=real)):
+    others = [random_masks(40, 64, mode=mode, real=real) for mode in ("real", "fitted")]
+    for some in (drawn, *others):
         assert some.dtype == np.uint8 and some.shape == (40, 64, 64)
         assert set(np.unique(some)) == {0, 1}
         assert [components(m) for m in some] == [1] * 40
@@ -53,6 +54,21 @@ def test_a_mask_depends_on_its_index_alone(mode, real):
     assert not np.array_equal(twelve, other)
     assert not np.array_equal(twelve[1:], other[:11])  # seeds are not shifted copies
     assert random_masks(0, 48, mode=mode, real=real).shape == (0, 48, 48)
+
+
+@pytest.mark.parametrize("mode", masks.MODES)
+def test_workers_change_nothing(mode, real):
+    one = random_masks(12, 48, seed=5, mode=mode, real=real, workers=1)
+    assert np.array_equal(one, random_masks(12, 48, seed=5, mode=mode, real=real, workers=5))
+
+
+def test_sampling_near_the_outline_is_sampling_everywhere():
+    for i in range(20):
+        rng = np.random.default_rng(i)
+        picture = masks.blurred(masks.circle(rng, 96, Recipe()), 2)
+        shifts = masks.drawn_displacement(rng, 96, Recipe())
+        whole = (elastic(picture, shifts) > 0.5).astype(np.uint8)
+        assert (whole != masks.elastic_mask(picture, shifts)).sum() <= 1  # float32, float64
 
 
 def test_paper_mode_ignores_real_masks(drawn, real):
@@ -172,6 +188,10 @@ def test_giving_up_says_which_mask_and_what_to_do():
 
 
 def test_unusable_arguments_are_refused(real):
+    with pytest.raises(ValueError, match="mode 'fitted' needs real masks"):
+        random_masks(1, 32, mode="fitted")
+    with pytest.raises(ValueError, match="only 3 masks .* needs 10"):
+        random_masks(1, 32, mode="fitted", real=real[:3])
     with pytest.raises(ValueError, match="'ellipse'.*paper, real"):
         random_masks(1, 32, mode="ellipse")
     with pytest.raises(ValueError, match="pass `real`"):
@@ -206,12 +226,13 @@ def test_elastic_refuses_integers_that_would_wrap_around():
 @pytest.mark.parametrize("order", [0, 1, 3])
 @pytest.mark.parametrize("shape, grid, dtype",
                          [((48, 48), 4, float), ((33, 64), 5, np.float32), ((64, 64), 2, float)])
-def test_scipy_does_what_elasticdeform_does(order, shape, grid, dtype):
+def test_scipy_does_what_elasticdeform_does(monkeypatch, order, shape, grid, dtype):
     rng = np.random.default_rng(1)
     picture = cv2.GaussianBlur(rng.random(shape), (0, 0), 1.5).astype(dtype)
     shifts = rng.normal(0, 4, (2, grid, grid))
-    ours = masks.elastic_scipy(picture, shifts, order)
-    assert np.abs(elastic(picture, shifts, order) - ours).max() < 1e-3
+    theirs = elastic(picture, shifts, order)
+    monkeypatch.setattr(masks, "HAVE_ELASTICDEFORM", False)
+    assert np.abs(elastic(picture, shifts, order) - theirs).max() < 1e-3
 
 
 @pytest.mark.skipif(not masks.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")

@@ -1,0 +1,18 @@
+"""./run_all.sh --bench: speeds of this study's code against named references, in one run."""
+
+import pandas as pd
+
+from benchmarks import curation, masks
+
+
+def main():
+    """Measure everything and print one table."""
+    rows = pd.DataFrame(
+        masks.rows() + curation.rows(), columns=["name", "ours", "reference", "unit"]
+    )
+    rows["ratio"] = rows["ours"] / rows["reference"]
+    print(rows.to_string(index=False, float_format="{:.1f}".format))
+
+
+if __name__ == "__main__":
+    main()

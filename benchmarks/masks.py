@@ -1,0 +1,52 @@
+"""Masks per second at 512 px: ours against the paper's recipe written down literally."""
+
+import time
+
+import cv2
+import elasticdeform
+import numpy as np
+from scipy import ndimage
+from skimage.measure import label
+
+from lesionlib import masks
+
+SIZE = 512
+
+
+def literal(n: int, recipe=masks.Recipe()):  # noqa: B008
+    """n masks, one after another, each step on the whole canvas; those of one region count."""
+    rng, found = np.random.default_rng(0), []
+    side = 2 * round((recipe.element * SIZE - 1) / 2) + 1
+    element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    rows, columns = (np.indices((SIZE, SIZE)) + 0.5) / SIZE
+    while len(found) < n:
+        centre = rng.uniform(recipe.min_radius, 1 - recipe.min_radius, 2)
+        radius = rng.uniform(recipe.min_radius, min(*centre, *(1 - centre)))
+        canvas = (np.hypot(rows - centre[0], columns - centre[1]) <= radius).astype(np.float32)
+        canvas = ndimage.gaussian_filter(canvas, recipe.blur * SIZE, mode="constant")
+        canvas = elasticdeform.deform_random_grid(
+            canvas, sigma=recipe.displacement * SIZE, points=recipe.grid, order=3
+        )
+        mask = (canvas > 0.5).astype(np.uint8)
+        mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, element)
+        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, element)
+        if label(mask, connectivity=1, return_num=True)[1] == 1:
+            found.append(mask)
+    return np.stack(found)
+
+
+def rate(work, n: int) -> float:
+    """Masks per second of a call for n of them."""
+    start = time.perf_counter()
+    work(n)
+    return n / (time.perf_counter() - start)
+
+
+def rows(repeats: int = 3) -> list[tuple[str, float, float, str]]:
+    """(name, ours, reference, unit), the best of alternating repeats."""
+    ours, reference = [], []
+    masks.random_masks(4, SIZE)
+    for _ in range(repeats):
+        ours.append(rate(lambda n: masks.random_masks(n, SIZE), 300))
+        reference.append(rate(literal, 30))
+    return [("masks at 512 px", max(ours), max(reference), "masks/s")]
