@@ -93,6 +93,7 @@ rule masks:
     output:
         f"{RUN}/data/conditions.npy",
         f"{RUN}/data/conditions.csv",
+        f"{RUN}/tables/mask_distances.csv",
     log:
         **logs("02_masks"),
     params:

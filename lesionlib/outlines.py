@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 LOW, HIGH = 3, 16  # harmonics that are drawn one by one; the highest there is
 ANGLES = 128
@@ -72,14 +72,14 @@ def fit(masks: np.ndarray) -> Outlines:
     scaled = high / np.repeat(spectrum, 2)
     roughness = np.log(np.sqrt((scaled**2).mean(axis=1)) + 1e-6)
     numbers = np.column_stack([centres, series[:, : 1 + 2 * LOW], roughness])
-    scores = stats.norm.ppf((stats.rankdata(numbers, axis=0) - 0.5) / len(numbers))
+    scores = ndtri((numbers.argsort(axis=0).argsort(axis=0) + 0.5) / len(numbers))
     return Outlines(np.sort(numbers, axis=0), np.corrcoef(scores.T), spectrum)
 
 
 def draw(rng, size: int, outlines: Outlines) -> np.ndarray:
     """A lesion drawn from the fit: uint8 (size, size) of 0 and 1, cut off at the border."""
     scores = rng.multivariate_normal(np.zeros(len(outlines.correlation)), outlines.correlation)
-    levels = stats.norm.cdf(scores) * (len(outlines.marginals) - 1)
+    levels = ndtr(scores) * (len(outlines.marginals) - 1)
     ranks = np.arange(len(outlines.marginals))
     numbers = [np.interp(u, ranks, v) for u, v in zip(levels, outlines.marginals.T, strict=True)]
     centre, low, roughness = np.array(numbers[:2]), numbers[2:-1], np.exp(numbers[-1])

@@ -154,7 +154,7 @@ def _seam(pixels: np.ndarray, block: int) -> int:
     than 6 levels and twice what rows within those blocks do. The edge of a plain bar or of a dark
     frame is sound: one side spans few levels or is below 64.
     """
-    some = pixels[:, :: max(1, pixels.shape[1] // 256)]  # columns enough to judge by
+    some = pixels[:, :: max(1, pixels.shape[1] // 128)]  # columns enough to judge by
     near = [some[block + i : len(some) + i - 1 : block].astype(np.int16) for i in (-2, -1, 0, 1)]
     before, above, below, after = near
     jump = below - above

@@ -10,7 +10,7 @@ import sys
 from nbconvert import HTMLExporter
 
 from lesionlib import notebooks
-from lesionlib.closing import left_out, table
+from lesionlib.closing import quarantined, table
 from lesionlib.files import aside, read_json, resolve, write_json
 from lesionlib.provenance import code_version, environment, file_digest
 
@@ -99,7 +99,7 @@ def write_index(run, settings: dict, pages):
     body = (
         f"<h1>Dermatoscopic lesions from visual and textual prompts: {html.escape(run.name)}</h1>"
         f"<p>Preset {html.escape(settings['preset'])}, lesionlib {html.escape(code_version())}. "
-        f"{html.escape(left_out(run))}</p>"
+        f"{html.escape(quarantined(run))}</p>"
         "<h2>Table 1: image quality</h2><p>S-test, empty prompt, generated against original, "
         "mean over images.</p>"
         + table(run, "table1").to_html(index=False, float_format="%.3f", border=0)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
@@ -38,6 +37,8 @@ def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> 
     `decoder_channels`; "dcsaunet" (S a multiple of 16) ignores the options.
     """
     if network == "unet":
+        import segmentation_models_pytorch as smp  # fifteen seconds, not for everybody
+
         model = smp.Unet(encoder, encoder_depth=len(decoder_channels), encoder_weights=None,
                          decoder_channels=tuple(decoder_channels), in_channels=3, classes=1)
     elif network == "dcsaunet":
