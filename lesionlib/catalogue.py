@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from lesionlib import fetch
 from lesionlib.errors import InputError
 from lesionlib.files import resolve
 from lesionlib.prompts import ATTRIBUTES
@@ -243,6 +242,8 @@ def read_isic_labels(root):
         parts.append(earlier.rename(columns=COLUMN_NAMES).assign(source="2017 metadata"))
     for part in parts[2:]:
         part["age"] = _number(part["age"])
+    from lesionlib import fetch  # a second for its imports, which only this table needs
+
     attributes = fetch.attribute_flags(root)[["id", *ATTRIBUTES]].astype(str)
     parts.append(attributes.assign(source="2018 Task 2"))
     stated = pd.concat(parts, ignore_index=True).drop(columns="downsampled", errors="ignore")

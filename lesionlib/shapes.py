@@ -55,6 +55,6 @@ def two_sample_accuracy(some: pd.DataFrame, real: pd.DataFrame, seed: int = 0) -
 
     n = min(len(some), len(real))
     both = pd.concat([frame.sample(n, random_state=seed) for frame in (some, real)])
-    forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=seed)
+    forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=seed)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return cross_val_score(forest, both.to_numpy(), np.repeat([0, 1], n), cv=folds).mean()
