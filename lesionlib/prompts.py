@@ -10,7 +10,8 @@ The paper names its sources but not its template. Ours, published so that others
     position   = "in the centre" | "in the " [ "upper " | "lower " ] [ "left" | "right" ] ...
 
 `full` says all that is known, with the details that `prompt_details` names, in their order;
-`diagnosis` names the lesion alone; `empty` is the empty prompt. What is unknown is left out.
+`diagnosis` names the lesion alone; `empty` is the empty prompt. What is unknown is left out. The
+longest sentence has 60 of CLIP's 77 tokens; `base.token_ids` refuses longer ones of a user's own.
 """
 
 import numpy as np

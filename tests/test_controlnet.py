@@ -161,3 +161,9 @@ def test_learning_rate_by_hand():
     assert rates[0] == pytest.approx(0.1) and rates[2] == pytest.approx(0.5)
     assert rates[1] > 0.97 and rates[3] < 0.001
     assert training.learning_rate(99, 100, 2.0, 10, "constant") == 2.0
+
+
+def test_a_prompt_beyond_the_text_encoder_is_refused_not_cut(pipe):
+    assert base.token_ids(pipe, ["a nevus", ""]).shape == (2, 77)
+    with pytest.raises(InputError, match="tokens, but the text encoder reads 77"):
+        base.token_ids(pipe, ["a nevus", "streaks and globules " * 40])

@@ -1,9 +1,11 @@
 """Folders of synthetic pairs: complete, resumable, and what was asked for."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from lesionlib import synthetic
+from lesionlib import prompts, synthetic
+from lesionlib.data import Study
 from lesionlib.errors import InputError
 
 MASKS = np.zeros((5, 8, 8), np.uint8)
@@ -60,3 +62,21 @@ def test_a_constant_image_stops_the_run_and_is_named(tmp_path):
 
     with pytest.raises(InputError, match=r"000000\.png.*constant image"):
         fill(tmp_path, make=black)
+
+
+def test_what_is_asked_for_is_written_and_sizes_in_prompts_are_those_of_the_masks(tmp_path):
+    labels = pd.DataFrame({"id": [f"i{k}" for k in range(30)], "diagnosis": "nevus", "split": "G"})
+    labels[list(prompts.ATTRIBUTES)] = 0.0
+    study = Study(np.zeros((30, 16, 16, 3), np.uint8), np.ones((30, 16, 16), np.uint8), labels, "f")
+    wishes = tmp_path / "wishes.csv"
+    wishes.write_text("diagnosis,streaks,weight\nmelanoma,1,1\n")
+    common = dict(n=6, size=32, mode="paper", seed=1, prompt="full", details=["size"])
+    masks, texts = synthetic.ask(tmp_path, study, draw=str(wishes), **common)
+    start = "a dermoscopic image of a melanoma with streaks, "
+    assert texts == [start + prompts.lesion_size(mask) for mask in masks]
+    assert len({text for text in texts}) > 1
+    shapes, written, fingerprint = synthetic.asked(tmp_path)
+    assert np.array_equal(shapes, masks) and written == texts
+    masks_again, plain = synthetic.ask(tmp_path, study, draw="joint", **common)
+    assert np.array_equal(masks_again, masks) and all(" nevus, " in text for text in plain)
+    assert synthetic.asked(tmp_path)[2] != fingerprint
