@@ -239,3 +239,13 @@ def test_scipy_does_what_elasticdeform_does(monkeypatch, order, shape, grid, dty
 def test_masks_are_the_same_without_elasticdeform(monkeypatch, drawn):
     monkeypatch.setattr(masks, "HAVE_ELASTICDEFORM", False)
     assert (random_masks(5, 64, seed=3) != drawn[:5]).mean() < 1e-3
+
+
+@pytest.mark.skipif(not masks.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")
+def test_the_reference_of_the_benchmark_makes_masks_of_the_same_kind():
+    from benchmarks.masks import literal
+
+    some = literal(6)
+    assert some.shape == (6, 512, 512) and [components(m) for m in some] == [1] * 6
+    ours = random_masks(6, 512)
+    assert 0.2 < some.mean() / ours.mean() < 5
