@@ -25,7 +25,8 @@ state=$(cat requirements*.txt pyproject.toml | cksum; pwd)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   echo "Installing the pinned packages (about 6 GB, minutes) ..." >&2
   "$bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.txt
-  install() { "$bin/python" -m uv pip install -q --python "$bin/python" "$@"; }
+  # Compiled at once: where Python may not write bytecode, every kernel would start thrice as slowly.
+  install() { "$bin/python" -m uv pip install -q --compile-bytecode --python "$bin/python" "$@"; }
   install --require-hashes -r requirements.txt ||
     fail "the packages could not be installed; see the message above. Is the package index reached?"
   # elasticdeform's wheels do not work with NumPy 2: it is compiled, where there is a compiler.
