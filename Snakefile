@@ -86,7 +86,7 @@ rule data:
 
 
 rule masks:
-    "Notebook 02: masks and prompts of the synthetic images."
+    "Notebook 02: masks and prompts of the synthetic images; the judge of masks."
     input:
         rules.data.output,
         notebook=notebook("02_masks"),
@@ -94,11 +94,13 @@ rule masks:
         f"{RUN}/data/conditions.npy",
         f"{RUN}/data/conditions.csv",
         f"{RUN}/tables/mask_distances.csv",
+        f"{RUN}/models/judge/model.safetensors",
     log:
         **logs("02_masks"),
     params:
         code=code("02_masks"),
         values=values("02_masks"),
+    threads: 1
     shell:
         PAPERMILL
 
@@ -115,6 +117,7 @@ rule controlnet:
         f"{RUN}/synthetic/controlnet/manifest.csv",
         f"{RUN}/generated/controlnet/manifest.csv",
         f"{RUN}/generated/base/manifest.csv",
+        f"{RUN}/tables/prompt_recognition.csv",
     log:
         **logs("03_controlnet"),
     params:
@@ -148,6 +151,7 @@ rule image_quality:
     "Notebook 05: Table 1 and mask fidelity."
     input:
         rules.data.output,
+        rules.masks.output,
         expand(RUN + "/generated/{method}/manifest.csv", method=[*cfg["methods"], "base"]),
         notebook=notebook("05_image_quality"),
     output:

@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2D
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.training_utils import compute_snr
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from lesionlib.errors import InputError
 from lesionlib.files import ROOT, aside
 from lesionlib.provenance import record
-from lesionlib.training import batch_at, device, fit, generator_at
+from lesionlib.training import batch_at, device, fit, generator_at, share
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
@@ -150,23 +151,19 @@ def flipped(array: np.ndarray, which: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode_images(pipe, images: np.ndarray, batch: int = 64) -> torch.Tensor:
-    """Scaled latents (4, N, C, h, w) of images and their flips, computed once, on the CPU."""
-    vae, where = pipe.vae.eval(), next(pipe.vae.parameters()).device
-    every = []
-    for which in range(4):
-        for i in range(0, len(images), batch):
-            x = pixels(flipped(images[i : i + batch], which)).to(where, vae.dtype)
-            out = vae.encode(x)
-            z = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-            every.append((z * vae.config.scaling_factor).cpu())
-    return torch.cat(every).unflatten(0, (4, len(images)))
+def encode(pipe, images: np.ndarray) -> torch.Tensor:
+    """Scaled latents (B, C, h, w) of uint8 images (B, S, S, 3): the mean of their distribution."""
+    where = next(pipe.vae.parameters()).device
+    out = pipe.vae.eval().encode(pixels(images).to(where, pipe.vae.dtype))
+    z = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+    return z.float() * pipe.vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode_latents(pipe, latents: torch.Tensor) -> np.ndarray:
     """uint8 images (B, H, W, 3) of scaled latents (B, C, h, w)."""
-    return to_uint8(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
+    latents = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+    return to_uint8(pipe.vae.decode(latents).sample)
 
 
 def token_ids(pipe, prompts) -> torch.Tensor:
@@ -184,15 +181,35 @@ def token_ids(pipe, prompts) -> torch.Tensor:
     ).input_ids
 
 
-def noised(scheduler, latents, draw: torch.Generator):
-    """Noisy latents, their timesteps and the training target of the scheduler's own kind."""
-    noise = torch.randn(latents.shape, generator=draw).to(latents)
+def noised(scheduler, latents, draw: torch.Generator, batch: int, own: slice):
+    """Noisy latents, their timesteps and the training target of the scheduler's own kind.
+
+    `latents` are the rows `own` of a batch of `batch`; all of it is drawn, so that the number of
+    processes that share a batch changes nothing.
+    """
+    noise = torch.randn((batch, *latents.shape[1:]), generator=draw)[own].to(latents)
     steps = scheduler.config.num_train_timesteps
-    t = torch.randint(0, steps, (len(latents),), generator=draw).to(latents.device)
+    t = torch.randint(0, steps, (batch,), generator=draw)[own].to(latents.device)
+    return *diffused(scheduler, latents, noise, t), t
+
+
+def diffused(scheduler, latents, noise, t):
+    """Noisy latents at timesteps t, and what the scheduler's prediction type asks for there."""
     noisy = scheduler.add_noise(latents, noise, t)
     if scheduler.config.prediction_type == "v_prediction":
-        return noisy, t, scheduler.get_velocity(latents, noise, t)
-    return noisy, t, noise
+        return noisy, scheduler.get_velocity(latents, noise, t)
+    return noisy, noise
+
+
+def denoising_loss(scheduler, predicted, target, t, min_snr: float = 0.0) -> torch.Tensor:
+    """Mean squared error, with `min_snr` > 0 weighted as Min-SNR (Hang et al. 2023, gamma 5)."""
+    if not min_snr:
+        return F.mse_loss(predicted.float(), target.float())
+    snr = compute_snr(scheduler, t)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    weight = snr.clamp(max=min_snr) / (snr + 1 if velocity else snr.clamp(min=1e-8))
+    error = F.mse_loss(predicted.float(), target.float(), reduction="none")
+    return (weight * error.flatten(1).mean(1)).mean()
 
 
 def new(
@@ -263,9 +280,21 @@ def new(
     return pipe
 
 
+class Denoiser(nn.Module):
+    """UNet and text encoder of a base as one model, for training both together."""
+
+    def __init__(self, unet, text_encoder):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy, t, ids):
+        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids (B, 77)."""
+        return self.unet(noisy, t, self.text_encoder(ids)[0]).sample
+
+
 def train(
     pipe,
-    images: np.ndarray,
+    latents: np.ndarray,
     prompts,
     folder,
     *,
@@ -275,40 +304,36 @@ def train(
     prompt_dropout: float,
     seed: int,
     record: dict,
-    save_every: int = 200,
+    min_snr: float = 0.0,
+    warmup: float = 0.1,
+    **options,
 ):
-    """Train UNet and text encoder of a small base together on images (N, S, S, 3) (Sec. 2.2).
+    """Train UNet and text encoder of a small base on latents (4, N, C, h, w) (Sec. 2.2).
 
-    A share `prompt_dropout` of the prompts is emptied, so that empty prompts mean something.
+    `latents`: of `latents.of_images`, in four flips. A share `prompt_dropout` of the prompts is
+    emptied, so that empty prompts mean something; `warmup`: share of the steps in which the rate
+    rises; `options` go to `training.fit`.
     """
-    where = device()
-    pipe.to(where)
-    latents = encode_images(pipe, images)
     ids, empty = token_ids(pipe, prompts), token_ids(pipe, [""])[0]
     pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-    model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
-    model.requires_grad_(True)
+    model = Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
+    own, where = share(batch), device()
 
-    def loss_at(step):
+    def loss_at(model, step):
         draw = generator_at(seed, step)
-        rows = batch_at(step, batch, len(images), seed)
-        flip = torch.randint(0, 4, (batch,), generator=draw)
+        rows = batch_at(step, batch, latents.shape[1], seed)
+        flip = torch.randint(0, 4, (batch,), generator=draw)[own]
         text = ids[rows].clone()
         text[torch.rand(batch, generator=draw) < prompt_dropout] = empty
-        noisy, t, target = noised(pipe.scheduler, latents[flip, rows].to(where), draw)
-        words = pipe.text_encoder(text.to(where))[0]
-        return F.mse_loss(pipe.unet(noisy, t, words).sample, target)
+        z = torch.from_numpy(latents[flip, rows[own]]).to(where)
+        noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
+        predicted = model(noisy, t, text[own].to(where))
+        return denoising_loss(pipe.scheduler, predicted, target, t, min_snr)
 
+    rising = round(warmup * steps)
     fit(
-        model,
-        loss_at,
-        folder,
-        steps=steps,
-        lr=lr,
-        record=record,
-        warmup=min(100, steps // 5),
-        save_every=save_every,
-        desc="base",
+        model, loss_at, folder, steps=steps, lr=lr, record=record, warmup=rising, desc="base",
+        **options,
     )
     pipe.text_encoder.eval()
     return pipe

@@ -9,9 +9,9 @@ from lesionlib.files import resolve
 def table(run, name: str) -> pd.DataFrame:
     """A table of the run; raises InputError if its notebook has not been run."""
     made_by = {"table1": "05_image_quality", "table2": "06_segmentation"}
-    return pd.read_csv(
-        require(resolve(run) / "tables" / f"{name}.csv", made_by.get(name, "01_data"))
-    )
+    path = require(resolve(run) / "tables" / f"{name}.csv", made_by.get(name, "01_data"))
+    found = pd.read_csv(path)
+    return found.fillna({"remark": ""}) if "remark" in found else found
 
 
 def quarantined(run) -> str:

@@ -2,18 +2,30 @@
 
 ControlNet: Zhang, Rao, Agrawala 2023 (arXiv 2302.05543), the model of `diffusers`.
 DDIM: Song, Meng, Ermon 2021 (arXiv 2010.02502), the scheduler of `diffusers`.
+
+`python -m lesionlib.controlnet JOB.json`, also under `accelerate launch`, does the training of
+notebook 03 in processes of its own; `launch` writes the job and starts it.
 """
 
+import copy
+import json
 import math
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, DDIMScheduler
-from torch.nn import functional as F
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch import nn
 
-from lesionlib.base import decode_latents, encode_images, flipped, noised, token_ids
-from lesionlib.provenance import record
-from lesionlib.training import batch_at, device, fit, generator_at
+from lesionlib import latents as cache
+from lesionlib.base import decode_latents, denoising_loss, flipped, noised
+from lesionlib.errors import InputError
+from lesionlib.files import read_json, resolve, write_json
+from lesionlib.provenance import digest, record
+from lesionlib.training import batch_at, device, fit, generator_at, share
 
 
 def hint(masks: np.ndarray) -> torch.Tensor:
@@ -22,30 +34,62 @@ def hint(masks: np.ndarray) -> torch.Tensor:
     return hints[:, None].expand(-1, 3, -1, -1)
 
 
-def new(pipe, seed: int = 0) -> ControlNetModel:
-    """Trainable copy of the base's encoder with zero convolutions: at first it changes nothing."""
+class Steered(nn.Module):
+    """A base's UNet, steered by a ControlNet (None: the base alone).
+
+    `middle_only`: control enters the middle block only, not the skip connections.
+    """
+
+    def __init__(self, unet, controlnet=None, middle_only: bool = False):
+        super().__init__()
+        self.unet, self.controlnet, self.middle_only = unet, controlnet, middle_only
+
+    def forward(self, noisy, t, words, control=None):
+        """Prediction (B, C, h, w) for noisy latents, timesteps, embeddings and hints."""
+        if self.controlnet is None:
+            return self.unet(noisy, t, words).sample
+        down, middle = self.controlnet(noisy, t, words, control, return_dict=False)
+        if self.middle_only:
+            down = [torch.zeros_like(x) for x in down]
+        return self.unet(
+            noisy,
+            t,
+            words,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample
+
+    def digest(self) -> str:
+        """A short SHA-256 of all weights that make the picture."""
+        parts = [self.unet, *([self.controlnet] if self.controlnet is not None else [])]
+        return digest([cache.weights_digest(part) for part in parts], self.middle_only)
+
+
+def new(pipe, seed: int = 0, *, locked: bool = True, middle_only: bool = False) -> Steered:
+    """The base of `pipe` with a new ControlNet: at first it changes nothing.
+
+    The ControlNet is a trainable copy of the base's encoder and middle, joined by zero
+    convolutions. `locked`: the base stays as it is (`sd_locked` of lllyasviel/ControlNet);
+    otherwise a copy of its decoder is trained too.
+    """
     torch.manual_seed(seed)  # the mask's own layers are drawn at random, and must be repeatable
     scale = pipe.vae_scale_factor  # image pixels per latent pixel; the hint is reduced as much
     widths = (16, 32, 96, 256)[: int(math.log2(scale)) + 1]
-    return ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=widths)
-
-
-@torch.no_grad()
-def encode_prompts(pipe, prompts, batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text embeddings (U, 77, D) of the distinct prompts, and the row (B,) of each prompt."""
-    distinct, rows = np.unique(np.asarray(list(prompts), dtype=str), return_inverse=True)
-    where = pipe.text_encoder.device
-    parts = [
-        pipe.text_encoder(token_ids(pipe, distinct[i : i + batch]).to(where))[0]
-        for i in range(0, len(distinct), batch)
-    ]
-    return torch.cat(parts), torch.from_numpy(rows.reshape(-1))
+    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=widths)
+    unet = pipe.unet.requires_grad_(False)
+    if not locked:
+        unet = copy.deepcopy(unet)
+        for part in (unet.up_blocks, unet.conv_norm_out, unet.conv_out):
+            part.requires_grad_(True)
+    if middle_only:
+        control.controlnet_down_blocks.requires_grad_(False)
+    return Steered(unet, control, middle_only).to(memory_format=torch.channels_last)
 
 
 def train(
     pipe,
-    controlnet,
-    images: np.ndarray,
+    steered: Steered,
+    latents: np.ndarray,
     masks: np.ndarray,
     prompts,
     folder,
@@ -56,107 +100,189 @@ def train(
     prompt_dropout: float,
     seed: int,
     record: dict,
-    accumulate: int = 1,
-    decay: str = "cosine",
-    save_every: int = 200,
-):
-    """Train the ControlNet on images (N, S, S, 3) and masks (N, S, S); the base stays locked.
+    min_snr: float = 0.0,
+    warmup: float = 0.1,
+    gradient_checkpointing: bool = False,
+    **options,
+) -> Steered:
+    """Train on latents (4, N, C, h, w) of `latents.of_images` and masks (N, S, S).
 
-    Latents of the images and embeddings of the prompts are computed once. A share
-    `prompt_dropout` of the prompts is emptied: Table 1 asks for images without a prompt.
+    What the base has of frozen parts is read from `folder`'s cache. A share `prompt_dropout` of
+    the prompts is emptied: Table 1 asks for images without a prompt. `warmup`: share of the steps
+    in which the rate rises; `options` go to `training.fit`.
     """
-    where = device()
+    where, own = device(), share(batch)
     pipe.to(where)
-    controlnet.to(where, memory_format=torch.channels_last)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.requires_grad_(False)
-    latents = encode_images(pipe, images)
-    words, text_rows = encode_prompts(pipe, [*prompts, ""])
+    words, text_rows = cache.of_prompts(pipe, [*prompts, ""], folder)
+    words = torch.from_numpy(np.array(words)).to(where)
+    if gradient_checkpointing:
+        steered.unet.enable_gradient_checkpointing()
+        steered.controlnet.enable_gradient_checkpointing()
 
-    def loss_at(step):
+    def loss_at(model, step):
         draw = generator_at(seed, step)
-        rows = batch_at(step, batch, len(images), seed)
-        flip = torch.randint(0, 4, (batch,), generator=draw)
+        rows = batch_at(step, batch, len(masks), seed)
+        flip = torch.randint(0, 4, (batch,), generator=draw)[own]
         text = text_rows[rows].clone()
         text[torch.rand(batch, generator=draw) < prompt_dropout] = text_rows[-1]
-        noisy, t, target = noised(pipe.scheduler, latents[flip, rows].to(where), draw)
-        shapes = [
-            flipped(masks[r : r + 1], f) for r, f in zip(rows.tolist(), flip.tolist(), strict=True)
-        ]
-        control = hint(np.concatenate(shapes)).to(where)
-        return F.mse_loss(predict(pipe, controlnet, noisy, t, words[text], control), target)
+        rows = rows[own]
+        z = torch.from_numpy(latents[flip, rows]).to(where)
+        noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
+        pairs = zip(flip.tolist(), rows.tolist(), strict=True)
+        control = hint(np.concatenate([flipped(masks[r : r + 1], f) for f, r in pairs])).to(where)
+        predicted = model(noisy, t, words[text[own]], control)
+        return denoising_loss(pipe.scheduler, predicted, target, t, min_snr)
 
-    return fit(
-        controlnet,
-        loss_at,
-        folder,
-        steps=steps,
-        lr=lr,
-        record=record,
-        decay=decay,
-        warmup=min(100, steps // 10),
-        accumulate=accumulate,
-        save_every=save_every,
-        desc="ControlNet",
+    rising = round(warmup * steps)
+    fit(
+        steered, loss_at, folder, steps=steps, lr=lr, record=record, warmup=rising,
+        desc="ControlNet", **options,
     )
+    if gradient_checkpointing:
+        steered.unet.disable_gradient_checkpointing()
+    return steered
 
 
-def predict(pipe, controlnet, noisy, t, words, control):
-    """The base's prediction for noisy latents, steered by the ControlNet if there is one."""
-    if controlnet is None:
-        return pipe.unet(noisy, t, words).sample
-    down, middle = controlnet(noisy, t, words, control, return_dict=False)
-    return pipe.unet(
-        noisy, t, words, down_block_additional_residuals=down, mid_block_additional_residual=middle
-    ).sample
+def ddim(denoise, scheduler, z: torch.Tensor, draws, *, steps: int, eta: float = 0.0):
+    """Samples (B, ...) of noise z (B, ...): Song et al. 2021, equation 12, by `diffusers`.
+
+    `denoise(z, t)` gives the scheduler's kind of prediction; `draws`: a torch.Generator for each
+    sample, used if `eta` > 0 (0: deterministic; 1: as much noise as DDPM).
+    """
+    scheduler = DDIMScheduler.from_config(scheduler.config)
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        extra = None
+        if eta:
+            extra = torch.stack([torch.randn(z.shape[1:], generator=draw) for draw in draws]).to(z)
+        z = scheduler.step(denoise(z, t), t, z, eta=eta, variance_noise=extra).prev_sample
+    return z
 
 
 @torch.no_grad()
 def sample(
     pipe,
-    controlnet,
+    steered: Steered | None,
     masks: np.ndarray,
     prompts,
     *,
-    first: int = 0,
+    indices=None,
     steps: int = 50,
     guidance: float = 1.0,
     eta: float = 0.0,
     seed: int = 0,
     batch: int = 32,
+    precision: str = "no",
 ):
     """Yield one uint8 image (S, S, 3) for each mask (N, S, S) and prompt, by DDIM.
 
-    Image i starts from noise that depends on `seed` and `first + i` alone, whatever the batch
-    size. `guidance` is the classifier-free scale; at 1, and for empty prompts, the second pass
-    is left out. `controlnet=None` samples the base alone.
+    The image with number indices[i] (default: i) starts from noise that depends on `seed` and
+    that number alone, whatever batch size, order, or number of processes: it is the same up to
+    the rounding of sums. `guidance` is the classifier-free scale; samples whose prompt is empty
+    need no second pass, nor does anyone at scale 1. `steered=None` samples the base alone.
     """
     where = pipe.unet.device
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    steered = steered or Steered(pipe.unet.to(memory_format=torch.channels_last))
+    indices = range(len(masks)) if indices is None else indices
     size = masks.shape[1] // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, size, size)
-    words, rows = encode_prompts(pipe, [*prompts, ""])
-    empty = words[rows[-1]]
+    words, rows = cache.of_prompts(pipe, [*prompts, ""])
+    none = rows[-1]
+    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for i in range(0, len(masks), batch):
         control = hint(masks[i : i + batch]).to(where)
-        text = words[rows[i : i + len(control)]]
-        guided = guidance != 1 and not torch.equal(text, empty.expand_as(text))
-        draws = [generator_at(seed, first + i + j) for j in range(len(control))]
-        z = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(where)
-        scheduler.set_timesteps(steps)
-        for t in scheduler.timesteps:
-            v = predict(pipe, controlnet, z, t, text, control)
-            if guided:
-                without = predict(pipe, controlnet, z, t, empty.expand_as(text), control)
-                v = without + guidance * (v - without)
-            extra = (
-                torch.stack([torch.randn(shape, generator=draw) for draw in draws]) if eta else None
-            )
-            z = scheduler.step(v, t, z, eta=eta, variance_noise=extra).prev_sample
-        yield from decode_latents(pipe, z)
+        asked = rows[i : i + len(control)]
+        guided = torch.nonzero((asked != none) & (guidance != 1)).flatten().to(where)
+        draws = [generator_at(seed, int(n)) for n in indices[i : i + batch]]
+        noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(where)
+        empty = words[none].expand(len(guided), -1, -1)
+
+        def denoise(z, t, text=words[asked], control=control, guided=guided, empty=empty):
+            with torch.autocast(where.type, kind, enabled=precision != "no"):
+                predicted = steered(z, t, text, control).float()
+                if len(guided):
+                    without = steered(z[guided], t, empty, control[guided]).float()
+                    predicted[guided] = without + guidance * (predicted[guided] - without)
+            return predicted
+
+        yield from decode_latents(
+            pipe, ddim(denoise, pipe.scheduler, noise, draws, steps=steps, eta=eta)
+        )
 
 
-def save(controlnet, folder, **facts):
-    """Write a ControlNet as a diffusers directory (safetensors) with its record."""
-    controlnet.save_pretrained(folder)
+def save(steered: Steered, folder, **facts):
+    """Write a ControlNet as a diffusers directory (safetensors), with its record.
+
+    A decoder that was trained too makes a UNet of its own, in `folder`/unet.
+    """
+    if any(p.requires_grad for p in steered.unet.parameters()):
+        steered.unet.save_pretrained(folder / "unet")
+    steered.controlnet.save_pretrained(folder)
+    write_json(folder / "steered.json", {"middle_only": steered.middle_only})
     record(folder / "diffusion_pytorch_model.safetensors", **facts)
+
+
+def load(pipe, folder) -> Steered:
+    """What `save` wrote, on the base of `pipe`; InputError if there is none."""
+    if not (folder / "config.json").exists():
+        raise InputError(folder, "no ControlNet is saved here", "run notebooks/03_controlnet.ipynb")
+    control = ControlNetModel.from_pretrained(folder)
+    own = (folder / "unet").exists()
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet") if own else pipe.unet
+    steered = Steered(unet, control, read_json(folder / "steered.json", {}).get("middle_only"))
+    return steered.eval().to(pipe.unet.device, memory_format=torch.channels_last)
+
+
+def train_job(run, job: dict):
+    """Train as a job says, watched; returns the base's pipeline and the steered UNet.
+
+    `job`: base (directory or id, '' for the run's own), locked, middle_only, seed, schedule (of
+    `train` and `training.fit`), watch (samples, ddim_steps), and whatever else should be in the
+    record: a training goes on, or is done, only if the whole job is the same.
+    """
+    from lesionlib import base, data, judge, watch  # they use this module
+
+    folder, study = resolve(run) / "checkpoints" / "controlnet", data.load(run)
+    own, held_out = study.part("G"), study.part("S-val")
+    pipe = base.load(job["base"] or f"{run}/models/base")
+    pipe.to(device())
+    steered = new(pipe, job["seed"], locked=job["locked"], middle_only=job["middle_only"])
+    steered.to(device())
+    seen = watch.of(
+        pipe,
+        steered,
+        held_out.images,
+        held_out.masks,
+        judge.load(run),
+        folder / "watch",
+        seed=job["seed"],
+        precision=job["schedule"]["precision"],
+        **job["watch"],
+    )
+    latents = cache.of_images(pipe, own.images, folder.parent / "latents")
+    options = dict(record=job, seed=job["seed"], watch=seen, **job["schedule"])
+    return pipe, train(pipe, steered, latents, own.masks, own.table["prompt"], folder, **options)
+
+
+def launch(command: str, run, job: dict):
+    """Do `train_job` in processes that `command` starts, such as "accelerate launch"; InputError.
+
+    What they leave behind is what a training in this process would have left: call `train_job`
+    afterwards to load it.
+    """
+    path = resolve(run) / "checkpoints" / "controlnet" / "job.json"
+    write_json(path, {"run": str(run), "job": job})
+    words = [*shlex.split(command), "-m", "lesionlib.controlnet", str(path)]
+    try:
+        subprocess.run(words, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"launch: {command}",
+            f"the training that it started failed ({error})",
+            "read the messages above; an empty `launch` trains in the notebook's own process",
+        ) from error
+
+
+if __name__ == "__main__":
+    values = json.loads(Path(sys.argv[1]).read_text())
+    train_job(values["run"], values["job"])

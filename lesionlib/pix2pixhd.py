@@ -6,6 +6,7 @@ conditional GANs" (arXiv 1711.11585). Reference implementation: github.com/NVIDI
 that weights pass in both directions. Instance normalisation has neither weights nor state.
 """
 
+import math
 import pickle
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from lesionlib.data import resized
 from lesionlib.errors import InputError
 from lesionlib.files import Log, aside, read_json, write_json
 from lesionlib.progress import progress
@@ -105,6 +107,9 @@ class LocalEnhancer(nn.Module):
                  n_downsample: int = 4, n_blocks: int = 9, n_enhancers: int = 1,
                  n_blocks_local: int = 3):
         super().__init__()
+        self.config = dict(in_channels=in_channels, out_channels=out_channels, n_blocks=n_blocks,
+                           base_channels=base_channels, n_downsample=n_downsample,
+                           n_enhancers=n_enhancers, n_blocks_local=n_blocks_local)
         self.n_enhancers = n_enhancers
         width = base_channels * 2**n_enhancers
         inner = GlobalGenerator(in_channels, out_channels, width, n_downsample, n_blocks)
@@ -164,10 +169,11 @@ def load_reference_state_dict(model: nn.Module, state_dict: dict) -> nn.Module:
     """Load a state dict of the reference into a generator, enhancer or discriminator.
 
     A discriminator's must come from a training with feature matching, the reference's default.
-    InputError names the keys that are missing, superfluous or of another shape.
+    A `module.` that DataParallel put before every key is taken off. InputError names the keys
+    that are missing, superfluous or of another shape.
     """
     try:
-        model.load_state_dict(state_dict)
+        model.load_state_dict({k.removeprefix("module."): x for k, x in state_dict.items()})
     except RuntimeError as error:
         raise InputError(type(model).__name__, f"the checkpoint does not fit ({error})",
                          "build the model with the sizes that it was trained with") from error
@@ -209,16 +215,28 @@ class VGGLoss(nn.Module):
         return total
 
 
-def vgg_loss_or_none(weights: str = "auto") -> VGGLoss | None:
-    """The VGG loss with torchvision's ImageNet weights from the disk; nothing is downloaded.
+def vgg_loss_or_none(weights: str = "disk") -> VGGLoss | None:
+    """The VGG loss with torchvision's ImageNet weights, or None where there are none.
 
-    `weights`: "off" (None); "auto" (`vgg19-*.pth` in the cache of torch.hub, None if there is
-    none); or the path of such a file, InputError if it cannot be used.
+    `weights`: "off" (None); "disk" (`vgg19-*.pth` in the cache of torch.hub, else None);
+    "download" (from there, or over the network into there, None with a warning if it cannot be
+    had); or the path of such a file, InputError if it cannot be used.
     """
-    found = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
-    if weights == "off" or (weights == "auto" and not found):
+    def found():
+        return sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
+
+    if weights == "off":
         return None
-    path = found[0] if weights == "auto" else weights
+    if weights == "download" and not found():
+        import torchvision
+
+        try:
+            torchvision.models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        except (OSError, RuntimeError) as error:
+            print(f"WARNING: VGG19 could not be downloaded ({error}): training without its loss")
+    if weights in ("disk", "download") and not found():
+        return None
+    path = found()[0] if weights in ("disk", "download") else weights
     import torchvision  # here, because it doubles the start-up of every notebook
 
     with torch.device("meta"):
@@ -252,77 +270,139 @@ def batch_of(images, masks, step: int, batch: int, seed: int):
 
 
 def networks(base_channels: int, n_downsample: int, n_blocks: int, disc_channels: int,
-             n_scales: int, seed: int) -> nn.ModuleList:
-    """Generator and discriminator for two-channel masks; convolutions drawn from N(0, 0.02)."""
+             n_scales: int, seed: int, n_enhancers: int = 0,
+             n_blocks_local: int = 3) -> nn.ModuleList:
+    """Generator and discriminator for two-channel masks; convolutions drawn from N(0, 0.02).
+
+    With `n_enhancers` the generator is a LocalEnhancer whose inner global generator has
+    `base_channels`, and the discriminator has as many scales more.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        both = nn.ModuleList([GlobalGenerator(2, 3, base_channels, n_downsample, n_blocks),
-                              MultiscaleDiscriminator(5, disc_channels, n_scales=n_scales)])
+        generator = GlobalGenerator(2, 3, base_channels, n_downsample, n_blocks)
+        if n_enhancers:
+            generator = LocalEnhancer(2, 3, base_channels // 2**n_enhancers, n_downsample,
+                                      n_blocks, n_enhancers, n_blocks_local)
+        both = nn.ModuleList([generator, MultiscaleDiscriminator(
+            5, disc_channels, n_scales=n_scales + n_enhancers)])
         for module in both.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.normal_(module.weight, 0.0, 0.02)
     return both
 
 
-def gradients(generator, discriminator, real, condition, lambda_feat: float, vgg=None) -> dict:
+def gradients(generator, discriminator, real, condition, lambda_feat: float, vgg=None,
+              precision: str = "no", scale=lambda loss: loss) -> dict:
     """Add up both networks' gradients for one batch, at the same weights; return the losses.
 
     Discriminator: half the sum of its losses on fake and real images. Generator: GAN loss +
-    lambda_feat (feature matching + VGG).
+    lambda_feat (feature matching + VGG). `precision` no, bf16 or fp16; `scale` is applied to what
+    is differentiated.
     """
-    fake = generator(condition)
-    pairs = torch.cat([condition.repeat(2, 1, 1, 1), torch.cat([fake.detach(), real])], dim=1)
-    outputs = discriminator(pairs)
-    halves = ([[layer.chunk(2)[i] for layer in scale] for scale in outputs] for i in (0, 1))
+    kind = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.autocast(real.device.type, kind, enabled=precision != "no"):
+        fake = generator(condition)
+        pairs = torch.cat([condition.repeat(2, 1, 1, 1), torch.cat([fake.detach(), real])], dim=1)
+        outputs = discriminator(pairs)
+    halves = ([[layer.float().chunk(2)[i] for layer in scale] for scale in outputs] for i in (0, 1))
     of_fake, of_real = halves
     losses = {"d_real": gan_loss(of_real, True), "d_fake": gan_loss(of_fake, False)}
-    ((losses["d_fake"] + losses["d_real"]) / 2).backward()
+    scale((losses["d_fake"] + losses["d_real"]) / 2).backward()
     discriminator.requires_grad_(False)
-    of_fake = discriminator(torch.cat([condition, fake], dim=1))
+    with torch.autocast(real.device.type, kind, enabled=precision != "no"):
+        of_fake = discriminator(torch.cat([condition, fake], dim=1))
+        if vgg is not None:
+            losses["g_vgg"] = vgg(fake, real)
+    of_fake = [[layer.float() for layer in scale] for scale in of_fake]
     losses["g_gan"] = gan_loss(of_fake, True)
     losses["g_feat"] = feature_matching_loss(of_fake, of_real, discriminator.n_layers)
-    if vgg is not None:
-        losses["g_vgg"] = vgg(fake, real)
-    (losses["g_gan"] + lambda_feat * (losses["g_feat"] + losses.get("g_vgg", 0))).backward()
+    matched = losses["g_feat"] + losses.get("g_vgg", 0)
+    scale(losses["g_gan"] + lambda_feat * matched).backward()
     discriminator.requires_grad_(True)
     return {name: loss.item() for name, loss in losses.items()}
 
 
 def train(images: np.ndarray, masks: np.ndarray, out_dir, *, steps: int, batch: int,
           base_channels: int, n_downsample: int, n_blocks: int, disc_channels: int, seed: int,
-          record: dict, lr: float = 2e-4, lambda_feat: float = 10.0, n_scales: int = 2,
-          vgg: VGGLoss | None = None, device="cpu", save_every: int = 500,
-          log_every: int = 10) -> GlobalGenerator:
+          record: dict, n_enhancers: int = 0, fine_steps: int = 0, fixed_steps: int = 0,
+          n_blocks_local: int = 3, n_scales: int = 2, **options):
     """Train a generator on uint8 images (N, S, S, 3) and masks (N, S, S) of 0 and 1.
 
+    Without enhancers: the global generator, `steps` steps. With them, coarse to fine (Wang et al.
+    2018, Sec. 3.1): the global generator on images reduced 2 ** n_enhancers times, then the
+    enhancer on all of it for `fine_steps` steps, in whose first `fixed_steps` the part that was
+    trained before stays fixed. The discriminator takes its scales along.
+
     `out_dir` gets `checkpoint.pt` (written aside, then renamed) and `log.csv` (mean losses of
-    `log_every` steps, not yet times lambda_feat). Called again with the same `record` it goes
-    on where it stopped, on a CPU bit for bit, or returns at once when it was done; with another
-    (settings, data, code; JSON-able) it starts afresh. ValueError for shapes that do not fit.
+    `log_every` steps, not yet times lambda_feat); the first of two stages, `out_dir`/coarse.
+    Called again with the same `record` it goes on where it stopped, on a CPU bit for bit, or
+    returns at once when it was done; with another (settings, data, code; JSON-able) it starts
+    afresh. ValueError for shapes that do not fit. `options` go to `stage`.
     """
-    check(images, masks, n_downsample)
-    both = networks(base_channels, n_downsample, n_blocks, disc_channels, n_scales, seed)
+    sizes = (base_channels, n_downsample, n_blocks, disc_channels, n_scales, seed)
+    check(images, masks, n_downsample + n_enhancers)
+    both, out_dir, common = networks(*sizes), Path(out_dir), dict(options, batch=batch, seed=seed)
+    if not n_enhancers:
+        return stage(both, images, masks, out_dir, steps=steps, record=record, **common)
+    small = resized(images, masks, images.shape[1] // 2**n_enhancers)
+    stage(both, *small, out_dir / "coarse", steps=steps, record=record, **common)
+    fine = networks(*sizes, n_enhancers, n_blocks_local)
+    trained = both.state_dict()  # by name and shape, as the original takes a global network along
+    own = fine.state_dict()
+    fine.load_state_dict(own | {k: x for k, x in trained.items()
+                                if k in own and own[k].shape == x.shape})
+    last = [fine[0].get_submodule(f"model{n_enhancers}_{i}") for i in (1, 2)]
+    return stage(fine, images, masks, out_dir, steps=fine_steps, fixed_steps=fixed_steps,
+                 free=last, record=record, **common)
+
+
+def stage(both, images, masks, out_dir, *, steps: int, batch: int, seed: int, record: dict,
+          lr: float = 2e-4, lambda_feat: float = 10.0, vgg: VGGLoss | None = None, device="cpu",
+          precision: str = "no", fixed_steps: int = 0, free=(), save_every: int = 500,
+          log_every: int = 10) -> nn.Module:
+    """One stage of `train`: Adam at `lr`, constant for half of the steps, then linear to zero.
+
+    In the first `fixed_steps` only the modules `free` of the generator learn; then all do, with a
+    new optimiser, as in the original. Returns the generator; trains both networks of `both`.
+    """
     both.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(both.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
-    path, start, sums = Path(out_dir) / "checkpoint.pt", 0, {}
+
+    def adam():
+        return torch.optim.Adam(both.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
+
+    optimiser, scaler = adam(), torch.amp.GradScaler(
+        torch.device(device).type, enabled=precision == "fp16")
+    path, start, sums = out_dir / "checkpoint.pt", 0, {}
     if (state := load_checkpoint(path, record)) is not None:
         both.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        scaler.load_state_dict(state["scaler"])
         start, sums = state["step"], state["sums"]
+    if start < fixed_steps:
+        both[0].requires_grad_(False)
+        for module in free:
+            module.requires_grad_(True)
     fields = ["step", "d_real", "d_fake", "g_gan", "g_feat", *["g_vgg"] * (vgg is not None), "lr"]
-    log = Log(Path(out_dir) / "log.csv", fields, start)
+    log = Log(out_dir / "log.csv", fields, start)
     vgg = None if vgg is None else vgg.to(device)
     bar = progress(range(start, steps), desc="Pix2PixHD", total=steps, initial=start)
     for step in bar:
+        if step == fixed_steps and fixed_steps:
+            both.requires_grad_(True)
+            optimiser = adam()
         rate = lr * min(1.0, 2 * (1 - step / steps))
         for group in optimiser.param_groups:
             group["lr"] = rate
         real, condition = (x.to(device, memory_format=torch.channels_last)
                            for x in batch_of(images, masks, step, batch, seed))
         optimiser.zero_grad(set_to_none=True)
-        losses = gradients(*both, real, condition, lambda_feat, vgg)
-        optimiser.step()
+        losses = gradients(*both, real, condition, lambda_feat, vgg, precision, scaler.scale)
+        scaler.step(optimiser)
+        scaler.update()
         sums = {name: sums.get(name, 0.0) + loss for name, loss in losses.items()}
+        if not all(map(math.isfinite, losses.values())):
+            raise InputError(path, f"a loss is no number any more at step {step + 1}: {losses}",
+                             "lower pix2pixhd_lr, or set precision to no; then start again")
         if (step + 1) % log_every == 0:
             means = {name: f"{value / log_every:.5g}" for name, value in sums.items()}
             log.add(step=step + 1, lr=f"{rate:.4g}", **means)
@@ -330,7 +410,8 @@ def train(images: np.ndarray, masks: np.ndarray, out_dir, *, steps: int, batch: 
             sums = {}
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_checkpoint(path, model=both.state_dict(), optimiser=optimiser.state_dict(),
-                            step=step + 1, sums=sums, record=record)
+                            scaler=scaler.state_dict(), step=step + 1, sums=sums, record=record)
+    both.requires_grad_(True)
     return both[0].eval()
 
 
@@ -346,7 +427,7 @@ def check(images, masks, n_downsample: int):
 
 
 @torch.no_grad()
-def generate(generator: GlobalGenerator, masks: np.ndarray, batch: int = 16, device="cpu"):
+def generate(generator: nn.Module, masks: np.ndarray, batch: int = 16, device="cpu"):
     """Yield a uint8 image (S, S, 3) per mask (N, S, S), in order, whatever the batch size."""
     generator.eval().to(device)
     for i in range(0, len(masks), batch):
@@ -355,18 +436,18 @@ def generate(generator: GlobalGenerator, masks: np.ndarray, batch: int = 16, dev
         yield from out.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def save(generator: GlobalGenerator, folder):
+def save(generator: nn.Module, folder):
     """Write `model.safetensors` and `config.json` (the constructor's arguments) into `folder`."""
     with aside(Path(folder) / "model.safetensors") as temporary:
         save_file({key: x.contiguous() for key, x in generator.state_dict().items()}, temporary)
     write_json(Path(folder) / "config.json", generator.config)
 
 
-def load(folder) -> GlobalGenerator:
+def load(folder) -> nn.Module:
     """The generator that `save` wrote, on the CPU; InputError if the folder holds none."""
     config, path = read_json(Path(folder) / "config.json"), Path(folder) / "model.safetensors"
     if config is None or not path.exists():
         raise InputError(folder, "no Pix2PixHD generator is saved here", "train it first")
-    generator = GlobalGenerator(**config)
+    generator = (LocalEnhancer if "n_enhancers" in config else GlobalGenerator)(**config)
     generator.load_state_dict(load_file(path))
     return generator.eval()

@@ -48,16 +48,18 @@ def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18):
     return fig
 
 
-def curve(log: list[dict], columns, ylabel: str):
-    """Columns of a training log against the step."""
-    fig, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+def curve(log: list[dict], columns, ylabel: str, axis=None):
+    """Columns of a training log against the step, in `axis` or in a figure of its own."""
+    if axis is None:
+        _, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
     steps = [int(row["step"]) for row in log]
     for name in columns:
-        axis.plot(steps, [float(row[name]) for row in log], label=name)
+        values = [float(row[name]) for row in log]
+        axis.plot(steps, values, label=name, marker="." if len(log) < 20 else "")
     axis.set(xlabel="optimiser step", ylabel=ylabel)
     if len(columns) > 1:
         axis.legend(frameon=False)
-    return fig
+    return axis.figure
 
 
 def save(fig, run, name: str):

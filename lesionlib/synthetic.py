@@ -1,17 +1,20 @@
 """Synthetic image-mask pairs: what is asked of the generators, and the folders they fill."""
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lesionlib import catalogue, prompts
 from lesionlib.errors import InputError, require
 from lesionlib.files import aside, read_json, resolve, write_csv, write_json, write_npy
 from lesionlib.masks import random_masks
 from lesionlib.progress import progress
-from lesionlib.provenance import digest, file_digest, record
+from lesionlib.provenance import digest, file_digest, record, recorded
 
 
 def ask(run, study, *, n, size, mode, seed, prompt, details, draw, **facts):
@@ -54,63 +57,98 @@ def asked(run):
     return shapes, table["prompt"].tolist(), facts["conditions"]
 
 
-def _write_png(path, array):
+def _write_png(path, array, facts=None):
+    text = PngInfo()
+    for name, value in (facts or {}).items():
+        text.add_text(name, str(value))
     with aside(path) as temporary:
-        if not cv2.imwrite(str(temporary), array):
-            raise OSError(f"{path} could not be written")
+        Image.fromarray(array).save(temporary, pnginfo=text)
 
 
-def fill(folder, masks: np.ndarray, prompt_list, make, key: str, desc: str, **facts):
+def check(path, image: np.ndarray):
+    """InputError unless the image (S, S, 3) shows something: not black, not of one colour."""
+    if image.max() < 8 or image.std() < 1:
+        raise InputError(
+            path,
+            "the generator made a black or constant image",
+            "look at its training log; a safety checker or a NaN blackens images",
+        )
+
+
+def fill(
+    folder,
+    masks: np.ndarray,
+    prompt_list,
+    make,
+    key: str,
+    desc: str,
+    *,
+    seed: int,
+    model: str,
+    settings: dict,
+    judge=None,
+    **facts,
+):
     """Write an image for every mask into `folder`/images and /masks, and a manifest.
 
-    `make(first)` yields the images (S, S, 3) from index `first` on. Images that an interrupted
-    run with the same `key` (all that determines them) left behind are kept. An image that is
-    constant stops the run. The manifest is written last: it says that the set is complete.
+    `make(indices)` yields the images (S, S, 3) with these numbers. Images that an interrupted run
+    with the same `key` (all that determines them) left behind are kept; a black or constant one
+    stops the run (InputError). Every image carries prompt, mask, number, seed, `model` (a digest
+    of its weights) and `settings` in its PNG text and in the manifest, which also has
+    mask_fidelity, the Dice of `judge` with the mask, to filter by. The manifest is written last: it
+    says that the set is complete.
     """
     folder = Path(folder)
     if read_json(folder / "key.json") != {"key": key}:
         for old in [*folder.glob("images/*.png"), folder / "manifest.csv"]:
             old.unlink(missing_ok=True)
         write_json(folder / "key.json", {"key": key})
-    names = [f"{i:06d}.png" for i in range(len(masks))]
-    done = next(
-        (i for i, n in enumerate(names) if not (folder / "images" / n).exists()), len(names)
-    )
-    images = make(done)
-    for i in progress(range(done, len(names)), desc=desc, total=len(names), initial=done):
+    table = pd.DataFrame({"image": [f"{i:06d}.png" for i in range(len(masks))]})
+    table["mask"], table["prompt"], table["index"] = table["image"], prompt_list, table.index
+    table = table.assign(seed=seed, model=model, settings=json.dumps(settings, sort_keys=True))
+    paths = [folder / "images" / name for name in table["image"]]
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    images, done = make(missing), len(masks) - len(missing)
+    for i in progress(missing, desc=desc, total=len(masks), initial=done):
         image = next(images)
-        if image.max() == image.min():
-            raise InputError(
-                folder / "images" / names[i],
-                "the generator made a constant image",
-                "look at its training log; a safety checker or a NaN blackens images",
-            )
-        _write_png(folder / "masks" / names[i], masks[i] * 255)
-        _write_png(folder / "images" / names[i], image[..., ::-1])
-    digests = [file_digest(folder / "images" / n) for n in names]
-    write_csv(
-        folder / "manifest.csv",
-        pd.DataFrame(
-            {
-                "image": names,
-                "mask": names,
-                "prompt": prompt_list,
-                "index": range(len(names)),
-                "sha256": digests,
-            }
-        ),
-    )
-    record(folder / "manifest.csv", key=key, images=digest(digests), n=len(names), **facts)
+        check(paths[i], image)
+        _write_png(folder / "masks" / paths[i].name, masks[i] * 255)
+        _write_png(paths[i], image, table.iloc[i].to_dict())
+    table["sha256"] = [file_digest(path) for path in paths]
+    if judge is not None:
+        table["mask_fidelity"] = np.concatenate(
+            [
+                judge(read_images(paths[i : i + 256]), masks[i : i + 256]).round(4)
+                for i in range(0, len(masks), 256)
+            ]
+        )
+    write_csv(folder / "manifest.csv", table)
+    images = digest(table["sha256"].tolist())
+    facts = dict(facts, seed=seed, model=model, parameters=settings)
+    record(folder / "manifest.csv", key=key, images=images, n=len(masks), **facts)
+
+
+def read_images(paths) -> np.ndarray:
+    """RGB images (n, S, S, 3) of files."""
+    return np.stack([cv2.imread(str(path)) for path in paths])[..., ::-1].copy()
 
 
 def load(folder, notebook: str):
     """Images (n, S, S, 3), masks (n, S, S) of 0 and 1, and fingerprint of a filled folder."""
     folder = Path(folder)
     manifest = pd.read_csv(require(folder / "manifest.csv", notebook))
-    images = [cv2.imread(str(require(folder / "images" / n, notebook))) for n in manifest["image"]]
+    images = read_images([require(folder / "images" / n, notebook) for n in manifest["image"]])
     masks = [
         cv2.imread(str(require(folder / "masks" / n, notebook)), cv2.IMREAD_GRAYSCALE)
         for n in manifest["mask"]
     ]
     fingerprint = read_json(require(folder / "manifest.csv.json", notebook))["images"]
-    return np.stack(images)[..., ::-1].copy(), (np.stack(masks) > 127).astype(np.uint8), fingerprint
+    return images, (np.stack(masks) > 127).astype(np.uint8), fingerprint
+
+
+def remark(run, method: str) -> str:
+    """What a table must say of a method: whether Pix2PixHD was trained without its VGG loss."""
+    if method != "pix2pixhd":
+        return ""
+    facts = recorded(resolve(run) / "models" / "pix2pixhd" / "model.safetensors")
+    return "" if facts.get("parameters", {}).get("vgg", True) else "no VGG loss"

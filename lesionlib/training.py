@@ -1,10 +1,17 @@
-"""One training loop for everything that minimises one loss: resumable, logged, repeatable."""
+"""One training loop for everything that minimises one loss: resumable, logged, repeatable.
+
+It runs on `accelerate`: the same lines serve one process, several GPUs and several nodes. What is
+drawn for a step depends on seed and step alone and is drawn for the whole batch, of which each
+process takes its share; the number of processes changes nothing but rounding.
+"""
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
+from lesionlib.errors import InputError
 from lesionlib.files import Log, aside
 from lesionlib.progress import progress
 
@@ -32,6 +39,21 @@ def batch_at(step: int, batch: int, n: int, seed: int) -> torch.Tensor:
     return torch.stack([epochs[p // n][p % n] for p in positions.tolist()])
 
 
+def share(batch: int) -> slice:
+    """The rows of a batch that this process computes; InputError if they cannot be equal shares."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    if batch % state.num_processes:
+        raise InputError(
+            f"batch {batch}",
+            f"{state.num_processes} processes cannot share it equally",
+            "make the batch a multiple of the number of processes",
+        )
+    own = batch // state.num_processes
+    return slice(state.process_index * own, (state.process_index + 1) * own)
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
     """Linear warm-up to `peak`, then constant or a half cosine down to zero."""
     rising = min(1.0, (step + 1) / max(1, warmup))
@@ -54,6 +76,65 @@ def load_checkpoint(path, record: dict):
     return state if state["record"] == record else None
 
 
+def trainable(model: nn.Module) -> dict:
+    """What training changes in a model: parameters that require gradients, and buffers."""
+    locked = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: x for name, x in model.state_dict().items() if name not in locked}
+
+
+class Average:
+    """Exponential moving average of parameters, by `diffusers`; decay 0: there is none."""
+
+    def __init__(self, parameters, decay: float):
+        self.parameters, self.model = parameters, None
+        if decay:
+            from diffusers.training_utils import EMAModel  # heavy, not for everybody
+
+            self.model = EMAModel(parameters, decay=decay, foreach=True)
+
+    def step(self):
+        """Move the average towards the present weights."""
+        if self.model:
+            self.model.step(self.parameters)
+
+    def state(self) -> dict:
+        """What a checkpoint must hold."""
+        if not self.model:
+            return {}
+        return {"shadow": self.model.shadow_params, "step": self.model.optimization_step}
+
+    def load(self, state: dict):
+        """Go on from a checkpoint's state."""
+        if self.model:
+            for own, saved in zip(self.model.shadow_params, state["shadow"], strict=True):
+                own.copy_(saved)
+            self.model.optimization_step = state["step"]
+
+    def __enter__(self):
+        """The averaged weights stand in the model until the block ends."""
+        if self.model:
+            self.model.store(self.parameters)
+            self.model.copy_to(self.parameters)
+
+    def __exit__(self, *_):
+        if self.model:
+            self.model.restore(self.parameters)
+
+    def finish(self):
+        """Leave the averaged weights in the model."""
+        if self.model:
+            self.model.copy_to(self.parameters)
+
+
+def accelerator(precision: str = "no"):
+    """An `accelerate.Accelerator` of mixed precision no, bf16 or fp16."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # the precision of an earlier training does not bind this one
+    return Accelerator(mixed_precision=precision)
+
+
 def fit(
     model: nn.Module,
     loss_at,
@@ -67,50 +148,107 @@ def fit(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     accumulate: int = 1,
+    ema: float = 0.0,
+    precision: str = "no",
+    watch=None,
+    watch_every: int = 0,
     save_every: int = 200,
     log_every: int = 10,
     desc: str = "training",
 ) -> nn.Module:
-    """Minimise `loss_at(step)` over the parameters of `model` that require gradients.
+    """Minimise `loss_at(model, step)` over the parameters of `model` that require gradients.
 
-    `folder` gets `checkpoint.pt` (written aside, then renamed) and `log.csv`. Called again
-    with the same `record` it goes on where it stopped, or returns at once when it was done;
-    with another `record` (settings, data, code) it starts afresh. With `accumulate` > 1,
-    `loss_at` is called with accumulate * step + j and the gradients are averaged.
+    AdamW; `lr` rises for `warmup` steps, then follows `decay`; gradients are clipped to norm
+    `clip`. With `accumulate` > 1, `loss_at` is called with accumulate * step + j and the gradients
+    are averaged. `ema` is the decay of an exponential moving average of the weights, which is what
+    is returned (0: none); `precision` no, bf16 or fp16. Every `watch_every` steps, before the
+    first and after the last one, `watch(step)` sees the averaged weights; what it returns, a dict
+    of the same keys each time, is a row of `watch.csv`.
+
+    `folder` gets `checkpoint.pt` (written aside, then renamed), `log.csv` and `watch.csv`. Called
+    again with the same `record` it goes on where it stopped, on a CPU bit for bit, or returns at
+    once when it was done; with another `record` (settings, data, code) it starts afresh.
+    InputError if the loss is no longer a number.
     """
+    run = accelerator(precision)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    path, start = folder / "checkpoint.pt", 0
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    path, start, total = folder / "checkpoint.pt", 0, torch.zeros((), device=run.device)
+    model.to(run.device)
+    average = Average(parameters, ema)
     if (state := load_checkpoint(path, record)) is not None:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["model"], strict=False)
         optimiser.load_state_dict(state["optimiser"])
-        start = state["step"]
-    log = Log(folder / "log.csv", ["step", "loss", "lr"], start)
+        average.load(state["average"])
+        start, total = state["step"], state["total"].to(run.device)
+        if run.scaler and state["scaler"]:
+            run.scaler.load_state_dict(state["scaler"])
+    if start == steps:
+        average.finish()
+        return model.eval()
+    inner = model
+    model, optimiser = run.prepare(model, optimiser)
+    log = seen = None
+    if run.is_main_process:
+        log = Log(folder / "log.csv", ["step", "loss", "lr"], start)
+
+    def look(step):
+        nonlocal seen
+        if watch is not None and run.is_main_process:
+            with average, torch.no_grad():
+                row = {"step": step} | watch(step)
+            seen = seen or Log(folder / "watch.csv", list(row), start)
+            seen.add(**{k: v if k == "step" else f"{v:.6g}" for k, v in row.items()})
+        run.wait_for_everyone()
+
+    if start == 0:
+        look(0)
     model.train()
     bar = progress(range(start, steps), desc=desc, total=steps, initial=start)
-    total = 0.0
     for step in bar:
         rate = learning_rate(step, steps, lr, warmup, decay)
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
         for part in range(accumulate):
-            loss = loss_at(accumulate * step + part) / accumulate
-            loss.backward()
-            total += loss.item()
+            last = part + 1 == accumulate
+            with nullcontext() if last else run.no_sync(model):
+                loss = loss_at(model, accumulate * step + part) / accumulate
+                run.backward(loss)
+            total += loss.detach()
         if clip:
-            nn.utils.clip_grad_norm_(parameters, clip)
+            run.clip_grad_norm_(parameters, clip)
         optimiser.step()
-        if (step + 1) % log_every == 0:
-            log.add(step=step + 1, loss=f"{total / log_every:.6g}", lr=f"{rate:.4g}")
-            bar.set_postfix(loss=f"{total / log_every:.4f}")
-            total = 0.0
-        if (step + 1) % save_every == 0 or step + 1 == steps:
+        average.step()
+        done = step + 1
+        if done % log_every == 0:
+            mean = (run.reduce(total, "mean") / log_every).item()
+            if not math.isfinite(mean):
+                raise InputError(
+                    folder / "log.csv",
+                    f"the loss is {mean} after step {done} of {desc}",
+                    "lower the learning rate, or set precision to no; then start again",
+                )
+            total.zero_()
+            if log:
+                log.add(step=done, loss=f"{mean:.6g}", lr=f"{rate:.4g}")
+            bar.set_postfix(loss=f"{mean:.4f}")
+        if done == steps or (watch_every and done % watch_every == 0):
+            inner.eval()
+            look(done)
+            inner.train()
+        if (done % save_every == 0 or done == steps) and run.is_main_process:
             save_checkpoint(
                 path,
-                model=model.state_dict(),
+                model=trainable(inner),
                 optimiser=optimiser.state_dict(),
-                step=step + 1,
+                average=average.state(),
+                scaler=run.scaler.state_dict() if run.scaler else {},
+                total=total,
+                step=done,
                 record=record,
             )
-    return model.eval()
+    run.wait_for_everyone()
+    run.unwrap_model(model, keep_fp32_wrapper=False)  # takes the mixed precision off again
+    average.finish()
+    return inner.eval()
