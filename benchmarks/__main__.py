@@ -2,13 +2,14 @@
 
 import pandas as pd
 
-from benchmarks import curation, masks
+from benchmarks import curation, generators, masks
 
 
 def main():
     """Measure everything and print one table."""
     rows = pd.DataFrame(
-        masks.rows() + curation.rows(), columns=["name", "ours", "reference", "unit"]
+        masks.rows() + curation.rows() + generators.rows(),
+        columns=["name", "ours", "reference", "unit"]
     )
     rows["ratio"] = rows["ours"] / rows["reference"]
     print(rows.to_string(index=False, float_format="{:.1f}".format))

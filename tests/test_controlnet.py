@@ -4,40 +4,32 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from small_base import PROMPTS, SIZES, pairs
 
-from lesionlib import base, controlnet, training
+from lesionlib import base, controlnet, latents, training
 from lesionlib.errors import InputError
-
-PROMPTS = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma with streaks"]
 
 
 @pytest.fixture(scope="module")
 def study():
-    """24 images of 32 px with a dark square, and its masks."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(150, 250, (24, 32, 32, 3), dtype=np.uint8)
-    masks = np.zeros((24, 32, 32), np.uint8)
-    for i in range(24):
-        top, left = rng.integers(4, 14, 2)
-        masks[i, top:top + 12, left:left + 12] = 1
-    images[masks == 1] //= 3
-    return images, masks, (PROMPTS * 12)
+    return pairs()
 
 
 @pytest.fixture(scope="module")
 def pipe(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    pipe = base.new(study[0], study[2], folder, latent_channels=8, patch=4, whitening=0.5,
-                    channels=[16, 32], attention=[False, True], text_width=16, seed=0)
-    return base.train(pipe, study[0], study[2], folder, steps=3, batch=4, lr=1e-3,
-                      prompt_dropout=0.2, seed=0, record={})
+    pipe = base.new(study[0], study[2], folder, **SIZES)
+    z = latents.of_images(pipe, study[0], folder)
+    return base.train(pipe, z, study[2], folder, steps=3, batch=4, lr=1e-3, prompt_dropout=0.2,
+                      seed=0, record={})
 
 
-def train(pipe, study, folder, steps, save_every=100, record=None):
-    model = controlnet.new(pipe)
-    return controlnet.train(pipe, model, *study, folder, steps=steps, batch=4, lr=1e-3,
-                            prompt_dropout=0.5, seed=0, record=record or {"n": 1},
-                            save_every=save_every, decay="constant")
+def train(pipe, study, folder, steps=2, new=None, **options):
+    steered = controlnet.new(pipe, **(new or {}))
+    z = latents.of_images(pipe, study[0], folder)
+    options = dict(record={"n": 1}, decay="constant") | options
+    return controlnet.train(pipe, steered, z, *study[1:], folder, steps=steps, batch=4, lr=1e-3,
+                            prompt_dropout=0.5, seed=0, **options)
 
 
 def test_autoencoder_keeps_what_its_components_span(study):
@@ -79,88 +71,207 @@ def test_a_base_that_cannot_be_loaded_is_named(tmp_path):
 
 
 def test_controlnet_changes_nothing_at_initialisation(pipe, study):
-    model = controlnet.new(pipe)
+    steered = controlnet.new(pipe)
     z, t = torch.randn(2, 8, 8, 8), torch.tensor([10, 900])
-    words = controlnet.encode_prompts(pipe, PROMPTS)[0]
+    words = latents.of_prompts(pipe, PROMPTS)[0]
     with torch.no_grad():
-        alone = controlnet.predict(pipe, None, z, t, words, None)
-        steered = controlnet.predict(pipe, model, z, t, words, controlnet.hint(study[1][:2]))
-    assert torch.equal(alone, steered)
+        alone = controlnet.Steered(pipe.unet)(z, t, words)
+        assert torch.equal(alone, steered(z, t, words, controlnet.hint(study[1][:2])))
 
 
-def test_training_moves_the_controlnet_and_leaves_the_base_locked(pipe, study, tmp_path):
+DECODER = ("up_blocks", "conv_norm_out", "conv_out")
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_training_moves_the_controlnet_and_of_the_base_what_is_not_locked(
+        pipe, study, tmp_path, locked):
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    model = train(pipe, study, tmp_path, steps=3)
+    steered = train(pipe, study, tmp_path, new={"locked": locked})
     assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
-    assert model.controlnet_mid_block.weight.abs().max() > 0
+    assert steered.controlnet.controlnet_mid_block.weight.abs().max() > 0
+    moved = {k for k, v in steered.unet.state_dict().items() if not torch.equal(before[k], v)}
+    assert all(k.startswith(DECODER) for k in moved) and bool(moved) == (not locked)
+    controlnet.save(steered, tmp_path / "model")
+    again = controlnet.load(pipe, tmp_path / "model")
+    assert again.digest() == steered.digest() != controlnet.Steered(pipe.unet).digest()
+    assert (tmp_path / "model" / "unet").exists() == (not locked)
 
 
-def test_a_resumed_training_ends_with_the_same_weights(pipe, study, tmp_path):
-    whole = train(pipe, study, tmp_path / "whole", steps=4).state_dict()
-    save, half = training.save_checkpoint, tmp_path / "half"
+def test_control_of_the_middle_only_leaves_the_skip_connections_alone(pipe, study, tmp_path):
+    steered = train(pipe, study, tmp_path, new={"middle_only": True})
+    assert all(x.weight.abs().max() == 0 for x in steered.controlnet.controlnet_down_blocks)
+    with torch.no_grad():
+        for layer in steered.controlnet.controlnet_down_blocks:
+            layer.weight.fill_(1.0)  # has no say
+    z, t = torch.randn(1, 8, 8, 8), torch.tensor([500])
+    words, control = latents.of_prompts(pipe, [""])[0], controlnet.hint(study[1][:1])
+    with torch.no_grad():
+        with_middle = steered(z, t, words, control)
+        steered.controlnet.controlnet_mid_block.weight.zero_()
+        steered.controlnet.controlnet_mid_block.bias.zero_()
+        without = steered(z, t, words, control)
+        alone = controlnet.Steered(pipe.unet)(z, t, words)
+    assert not torch.equal(with_middle, alone) and torch.allclose(without, alone, atol=1e-6)
+    controlnet.save(steered, tmp_path / "model")
+    assert controlnet.load(pipe, tmp_path / "model").middle_only
 
-    def stop_after_two(path, **state):
-        save(path, **state)
-        if state["step"] == 2:
-            raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "save_checkpoint", stop_after_two)
-        train(pipe, study, half, steps=4, save_every=2)
-    resumed = train(pipe, study, half, steps=4, save_every=2).state_dict()
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+def test_a_missing_controlnet_names_the_notebook(pipe, tmp_path):
+    with pytest.raises(InputError, match="run notebooks/03_controlnet"):
+        controlnet.load(pipe, tmp_path)
+
+
+def test_gradient_checkpointing_changes_no_weight(pipe, study, tmp_path):
+    plain, frugal = (
+        train(pipe, study, tmp_path / str(on), gradient_checkpointing=on).state_dict()
+        for on in (False, True))
+    for name, weight in plain.items():
+        torch.testing.assert_close(frugal[name], weight, rtol=1e-4, atol=1e-6)
 
 
 def test_a_finished_training_returns_at_once_and_other_settings_start_afresh(pipe, study, tmp_path):
-    train(pipe, study, tmp_path, steps=2)
+    train(pipe, study, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(controlnet, "predict", None)  # would fail if a step were taken
-        train(pipe, study, tmp_path, steps=2)
+        patch.setattr(controlnet, "noised", None)  # would fail if a step were taken
+        train(pipe, study, tmp_path)
         with pytest.raises(TypeError):
-            train(pipe, study, tmp_path, steps=2, record={"n": 2})
+            train(pipe, study, tmp_path, record={"n": 2})
+
+
+def test_min_snr_by_hand(pipe):
+    t = torch.tensor([50, 600])
+    alpha = pipe.scheduler.alphas_cumprod[t]
+    snr = alpha / (1 - alpha)
+    predicted, target = torch.zeros(2, 8, 8, 8), torch.ones(2, 8, 8, 8) * torch.tensor(
+        [1.0, 2.0]).view(2, 1, 1, 1)
+    loss = base.denoising_loss(pipe.scheduler, predicted, target, t, 5.0)
+    weights = [min(s.item(), 5.0) / (s.item() + 1) for s in snr]  # of a velocity
+    assert loss.item() == pytest.approx((weights[0] * 1 + weights[1] * 4) / 2, rel=1e-4)
+    noise = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="epsilon")
+    alpha = noise.alphas_cumprod[t]
+    snr = alpha / (1 - alpha)
+    weights = [min(s.item(), 5.0) / s.item() for s in snr]
+    loss = base.denoising_loss(noise, predicted, target, t, 5.0)
+    assert loss.item() == pytest.approx((weights[0] * 1 + weights[1] * 4) / 2, rel=1e-4)
+    assert base.denoising_loss(noise, predicted, target, t).item() == 2.5
+
+
+def test_the_share_of_a_process_is_a_part_of_the_whole_draw(pipe):
+    z = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 8, 2, 2)
+    whole = base.noised(pipe.scheduler, z, training.generator_at(0, 3), 8, slice(0, 8))
+    part = base.noised(pipe.scheduler, z[2:4], training.generator_at(0, 3), 8, slice(2, 4))
+    assert all(torch.equal(a[2:4], b) for a, b in zip(whole, part, strict=True))
+
+
+def images(pipe, steered, masks, words, **options):
+    return np.stack(list(controlnet.sample(pipe, steered, masks, words, steps=3, **options)))
 
 
 def test_image_i_depends_on_seed_and_i_alone(pipe, study, tmp_path):
-    model = train(pipe, study, tmp_path, steps=2)
-    masks, words = study[1][:5], study[2][:5]
-    whole = np.stack(list(controlnet.sample(pipe, model, masks, words, steps=3, batch=5)))
-    single = np.stack(list(controlnet.sample(pipe, model, masks, words, steps=3, batch=2)))
-    tail = np.stack(list(controlnet.sample(pipe, model, masks[3:], words[3:], first=3, steps=3)))
-    assert np.abs(whole.astype(int) - single).max() <= 1
-    assert np.abs(whole[3:].astype(int) - tail).max() <= 1
-    other = np.stack(list(controlnet.sample(pipe, model, masks, words, steps=3, seed=1)))
-    assert np.abs(whole.astype(int) - other).mean() > 1
+    steered, masks, words = train(pipe, study, tmp_path), study[1][:5], study[2][:5]
+    whole = images(pipe, steered, masks, words, batch=5).astype(int)
+    assert np.abs(whole - images(pipe, steered, masks, words, batch=2)).max() <= 1
+    order = [4, 0, 3]
+    some = images(pipe, steered, masks[order], [words[i] for i in order], indices=order, batch=2)
+    assert np.abs(whole[order] - some).max() <= 1
+    assert np.abs(whole - images(pipe, steered, masks, words, seed=1)).mean() > 1
+    noisy = images(pipe, steered, masks, words, eta=1.0, batch=5).astype(int)
+    assert np.abs(noisy - images(pipe, steered, masks, words, eta=1.0, batch=3)).max() <= 1
+    assert np.abs(noisy - whole).mean() > 1
+
+
+def test_an_empty_prompt_costs_no_guidance_pass(pipe, study):
+    passes = []
+
+    class Counting(controlnet.Steered):
+        def forward(self, noisy, *rest):
+            passes.append(len(noisy))
+            return super().forward(noisy, *rest)
+
+    counting = Counting(pipe.unet)
+    for words, expected in ((["", ""], [2] * 3), (["", PROMPTS[0]], [2, 1] * 3),
+                            (PROMPTS, [2, 2] * 3)):
+        passes.clear()
+        images(pipe, counting, study[1][:2], words, guidance=4.0)
+        assert passes == expected
+    passes.clear()
+    images(pipe, counting, study[1][:2], PROMPTS, guidance=1.0)
+    assert passes == [2] * 3
+
+
+def test_guidance_is_that_of_each_sample_alone(pipe, study):
+    masks, mixed = study[1][:2], ["", PROMPTS[1]]
+    together = images(pipe, None, masks, mixed, guidance=4.0).astype(int)
+    apart = [images(pipe, None, masks[i:i + 1], mixed[i:i + 1], indices=[i], guidance=4.0)[0]
+             for i in range(2)]
+    assert np.abs(together - np.stack(apart)).max() <= 1
 
 
 def test_our_ddim_agrees_with_the_pipeline_of_diffusers(pipe, study, tmp_path):
-    model = train(pipe, study, tmp_path, steps=2)
+    steered = train(pipe, study, tmp_path)
     masks, words = study[1][:2], study[2][:2]
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
     theirs = StableDiffusionControlNetPipeline(
-        **parts, controlnet=model, requires_safety_checker=False)
+        **parts, controlnet=steered.controlnet, requires_safety_checker=False)
     theirs.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
+    noise = torch.stack([torch.randn((8, 8, 8), generator=training.generator_at(0, i))
+                         for i in range(2)])
     for guidance in (1.0, 3.0):
-        ours = np.stack(list(controlnet.sample(pipe, model, masks, words, steps=4,
-                                               guidance=guidance)))
-        noise = torch.stack([torch.randn((8, 8, 8), generator=training.generator_at(0, i))
-                             for i in range(2)])
-        images = theirs(words, controlnet.hint(masks), latents=noise, num_inference_steps=4,
-                        guidance_scale=guidance, output_type="np").images
-        assert np.abs(ours / 255 - images).mean() < 2 / 255
+        ours = images(pipe, steered, masks, words, guidance=guidance)
+        made = theirs(words, controlnet.hint(masks), latents=noise, num_inference_steps=3,
+                      guidance_scale=guidance, output_type="np").images
+        assert np.abs(ours / 255 - made).mean() < 2 / 255
 
 
-def test_batches_visit_every_image_once_per_epoch():
-    rows = torch.cat([training.batch_at(step, 4, 10, seed=0) for step in range(5)])
-    assert sorted(rows[:10].tolist()) == list(range(10)) == sorted(rows[10:].tolist())
-    assert rows[:10].tolist() != rows[10:].tolist()
+MEAN, STD = 0.7, 0.4  # a Gaussian distribution of data, whose score is known
 
 
-def test_learning_rate_by_hand():
-    rates = [training.learning_rate(s, 100, 1.0, 10, "cosine") for s in (0, 9, 50, 99)]
-    assert rates[0] == pytest.approx(0.1) and rates[2] == pytest.approx(0.5)
-    assert rates[1] > 0.97 and rates[3] < 0.001
-    assert training.learning_rate(99, 100, 2.0, 10, "constant") == 2.0
+def exact(scheduler):
+    """The noise that an ideal network predicts for x0 ~ N(MEAN, STD^2)."""
+    def denoise(x, t):
+        a = scheduler.alphas_cumprod[t]
+        return (1 - a).sqrt() * (x - a.sqrt() * MEAN) / (a * STD**2 + 1 - a)
+    return denoise
+
+
+@pytest.fixture
+def scheduler():
+    return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                         clip_sample=False, set_alpha_to_one=True)
+
+
+def gaussian(scheduler, steps, eta=0.0, n=4):
+    z = torch.linspace(-2, 2, n, dtype=torch.float64).view(n, 1, 1, 1)
+    draws = [training.generator_at(0, i) for i in range(n)]
+    made = controlnet.ddim(exact(scheduler), scheduler, z, draws, steps=steps, eta=eta)
+    return z.flatten(), made.flatten()
+
+
+def test_ddim_is_the_closed_form_of_song_et_al_step_by_step(scheduler):
+    z, made = gaussian(scheduler, steps=5)
+    times, x = [800, 600, 400, 200, 0], z.numpy()
+    alphas = [scheduler.alphas_cumprod[t].item() for t in times] + [1.0]
+    for a, b in zip(alphas[:-1], alphas[1:], strict=True):  # equation 12 with sigma = 0
+        noise = np.sqrt(1 - a) * (x - np.sqrt(a) * MEAN) / (a * STD**2 + 1 - a)
+        x = np.sqrt(b) * (x - np.sqrt(1 - a) * noise) / np.sqrt(a) + np.sqrt(1 - b) * noise
+    np.testing.assert_allclose(made.numpy(), x, rtol=1e-5)
+
+
+def test_ddim_converges_to_the_flow_that_maps_noise_to_the_data(scheduler):
+    errors = []
+    for steps in (10, 100, 1000):
+        z, made = gaussian(scheduler, steps)
+        a = scheduler.alphas_cumprod[1000 - 1000 // steps].double()
+        flow = MEAN + STD * (z - a.sqrt() * MEAN) / (a * STD**2 + 1 - a).sqrt()
+        errors.append((made - flow).abs().max().item())
+    assert errors[0] > 4 * errors[1] > 16 * errors[2] and errors[2] < 0.01
+
+
+def test_ddim_with_eta_one_draws_from_the_data(scheduler):
+    _, made = gaussian(scheduler, steps=200, eta=1.0, n=2000)
+    assert made.mean().item() == pytest.approx(MEAN, abs=0.04)
+    assert made.std().item() == pytest.approx(STD, abs=0.04)
 
 
 def test_a_prompt_beyond_the_text_encoder_is_refused_not_cut(pipe):

@@ -120,7 +120,8 @@ def test_vgg_loss_by_hand_and_without_normalisation():
 def test_vgg_weights_are_read_from_the_disk_only(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert pix2pixhd.vgg_loss_or_none("off") is None
-    assert pix2pixhd.vgg_loss_or_none("auto") is None
+    assert pix2pixhd.vgg_loss_or_none("disk") is None
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="no VGG19 weights"):
         pix2pixhd.vgg_loss_or_none(str(tmp_path / "missing.pth"))
     with torch.device("meta"):
@@ -129,7 +130,7 @@ def test_vgg_weights_are_read_from_the_disk_only(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     torch.save({key: torch.full(shape, 0.01, dtype=torch.float16) for key, shape in shapes.items()},
                tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth")
-    loss = pix2pixhd.vgg_loss_or_none("auto")
+    loss = pix2pixhd.vgg_loss_or_none("disk")
     assert [type(part[-1]) for part in loss.slices] == [nn.ReLU] * 5
     assert [part[-2].out_channels for part in loss.slices] == [64, 128, 256, 512, 512]
     fake = torch.zeros(1, 3, 16, 16, requires_grad=True)
@@ -199,6 +200,95 @@ def test_finished_training_returns_at_once_unless_its_record_changes(data, tmp_p
     assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
     with pytest.raises(KeyboardInterrupt):  # it starts afresh
         pix2pixhd.train(*data, tmp_path, record={"lr": 2}, **options)
+
+
+def test_a_download_that_fails_leaves_the_loss_off_and_says_so(tmp_path, monkeypatch, capsys):
+    import urllib.request
+
+    def refused(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refused)
+    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    assert pix2pixhd.vgg_loss_or_none("download") is None
+    assert "WARNING: VGG19 could not be downloaded (no network)" in capsys.readouterr().out
+
+
+FINE = dict(SMALL, steps=3, n_enhancers=1, fine_steps=5, fixed_steps=2, record={}, log_every=1)
+
+
+def test_coarse_to_fine_keeps_the_global_generator_fixed_at_first(data, tmp_path):
+    images, masks = (np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data)
+    both = pix2pixhd.train(images, masks, tmp_path / "a", **dict(FINE, fine_steps=2))
+    state = torch.load(tmp_path / "a" / "coarse" / "checkpoint.pt", weights_only=True)["model"]
+    own = {f"0.{k}": x for k, x in both.state_dict().items()}
+    inner = [k for k in own if k.startswith("0.model.")]
+    assert inner and all(torch.equal(own[k], state[k]) for k in inner)
+    assert len(inner) == sum(k.startswith("0.model.") for k in state) - 2  # without its last conv
+    later = pix2pixhd.train(images, masks, tmp_path / "b", **FINE).state_dict()
+    assert not all(torch.equal(later[k[2:]], state[k]) for k in inner)
+    log = (tmp_path / "a" / "coarse" / "log.csv").read_text().splitlines()
+    assert len(log) == 4 and len((tmp_path / "b" / "log.csv").read_text().splitlines()) == 6
+
+
+def test_coarse_to_fine_takes_the_discriminator_along(data, tmp_path, monkeypatch):
+    images, masks = (np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data)
+    given = []
+    stage = pix2pixhd.stage
+
+    def spy(both, *rest, **options):
+        given.append({k: x.clone() for k, x in both[1].state_dict().items()})
+        return stage(both, *rest, **options)
+
+    monkeypatch.setattr(pix2pixhd, "stage", spy)
+    pix2pixhd.train(images, masks, tmp_path, **FINE)
+    state = torch.load(tmp_path / "coarse" / "checkpoint.pt", weights_only=True)["model"]
+    assert all(torch.equal(given[1][k], state[f"1.{k}"]) for k in given[0])
+    assert {k.split("_")[0] for k in given[1]} - {k.split("_")[0] for k in given[0]} == {"scale2"}
+
+
+def test_an_enhancer_survives_saving(data, tmp_path):
+    images, masks = (np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data)
+    generator = pix2pixhd.train(images, masks, tmp_path, **dict(FINE, fine_steps=1))
+    pix2pixhd.save(generator, tmp_path / "model")
+    again = pix2pixhd.load(tmp_path / "model")
+    assert isinstance(again, pix2pixhd.LocalEnhancer)
+    assert all(map(torch.equal, generator.state_dict().values(), again.state_dict().values()))
+
+
+def test_bf16_trains_to_nearly_the_same_losses(data, tmp_path):
+    logs = []
+    for precision in ("no", "bf16"):
+        pix2pixhd.train(*data, tmp_path / precision, precision=precision, record={},
+                        **dict(SMALL, steps=2, log_every=1))
+        logs.append(np.loadtxt(tmp_path / precision / "log.csv", delimiter=",", skiprows=1))
+    np.testing.assert_allclose(*logs, rtol=0.05)
+    assert not np.array_equal(*logs)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_remedy(data, tmp_path):
+    with pytest.raises(InputError, match="no number any more at step.*lower pix2pixhd_lr"):
+        pix2pixhd.train(*data, tmp_path, record={}, **dict(SMALL, steps=9, lr=1e30))
+
+
+def test_keys_of_a_data_parallel_checkpoint_are_understood():
+    outputs, state, x = reference("pix2pixhd_global_generator")
+    model = pix2pixhd.GlobalGenerator(2, 3, 8, 3, 2)
+    pix2pixhd.load_reference_state_dict(model, {f"module.{k}": v for k, v in state.items()})
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize("n_layers, n_scales", [(2, 1), (4, 3)])
+def test_discriminators_of_other_sizes(n_layers, n_scales):
+    model = pix2pixhd.MultiscaleDiscriminator(3, 4, n_layers, n_scales)
+    outputs = model(torch.zeros(1, 3, 64, 48))
+    assert [len(scale) for scale in outputs] == [n_layers + 2] * n_scales
+    assert all(scale[-1].shape[1] == 1 for scale in outputs)
+    sides = [scale[0].shape[-2:] for scale in outputs]
+    assert [tuple(side) for side in sides] == [(33, 25), (17, 13), (9, 7)][:n_scales]
+    assert set(k.split("_layer")[0] for k in model.state_dict()) == {
+        f"scale{i}" for i in range(n_scales)}
 
 
 def test_batches_depend_on_seed_and_step_alone(data):

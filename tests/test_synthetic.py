@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from lesionlib import prompts, synthetic
+from lesionlib import prompts, provenance, synthetic
 from lesionlib.data import Study
 from lesionlib.errors import InputError
 
@@ -12,28 +13,42 @@ MASKS = np.zeros((5, 8, 8), np.uint8)
 MASKS[:, 2:5, 3:6] = 1
 
 
-def pictures(first, log=None):
-    for i in range(first, 5):
+RAMP = np.arange(8, dtype=np.uint8)[:, None, None]
+
+
+def pictures(indices, log=None):
+    for i in indices:
         if log is not None:
             log.append(i)
-        yield np.full((8, 8, 3), 10 * i, np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None]
+        yield np.full((8, 8, 3), 50 + 10 * i, np.uint8) + RAMP
 
 
-def fill(folder, key="k", make=pictures):
-    synthetic.fill(folder, MASKS, [f"p{i}" for i in range(5)], make, key, "test", seed=0)
+def fill(folder, key="k", make=pictures, **options):
+    options = dict(seed=3, model="abc", settings={"steps": 2}) | options
+    synthetic.fill(folder, MASKS, [f"p{i}" for i in range(5)], make, key, "test", **options)
 
 
 def test_what_is_filled_is_loaded(tmp_path):
     fill(tmp_path)
     images, masks, fingerprint = synthetic.load(tmp_path, "03_controlnet")
-    np.testing.assert_array_equal(images, list(pictures(0)))
+    np.testing.assert_array_equal(images, list(pictures(range(5))))
     np.testing.assert_array_equal(masks, MASKS)
     assert len(fingerprint) == 16
 
 
+def test_every_image_carries_where_it_comes_from(tmp_path):
+    fill(tmp_path, judge=lambda images, masks: images[:, 0, 0, 0] / 100)
+    table = pd.read_csv(tmp_path / "manifest.csv")
+    assert table["mask_fidelity"].tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
+    assert (table["seed"] == 3).all() and (table["model"] == "abc").all()
+    facts = Image.open(tmp_path / "images" / "000004.png").text
+    assert facts["prompt"] == "p4" and facts["mask"] == "000004.png" and facts["index"] == "4"
+    assert facts["seed"] == "3" and facts["model"] == "abc" and facts["settings"] == '{"steps": 2}'
+
+
 def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path):
-    def dies(first):
-        for i, picture in enumerate(pictures(first)):
+    def dies(indices):
+        for i, picture in zip(indices, pictures(indices), strict=True):
             if i == 3:
                 raise RuntimeError("killed")
             yield picture
@@ -42,26 +57,36 @@ def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path):
         fill(tmp_path / "a", make=dies)
     with pytest.raises(InputError, match="run notebooks/03_controlnet"):
         synthetic.load(tmp_path / "a", "03_controlnet")
+    (tmp_path / "a" / "images" / "000001.png").unlink()  # a gap, as several processes leave it
     made = []
-    fill(tmp_path / "a", make=lambda first: pictures(first, made))
+    fill(tmp_path / "a", make=lambda indices: pictures(indices, made))
     fill(tmp_path / "b")
-    assert made == [3, 4]
+    assert made == [1, 3, 4]
     assert (tmp_path / "a/manifest.csv").read_bytes() == (tmp_path / "b/manifest.csv").read_bytes()
 
 
 def test_another_key_makes_all_anew(tmp_path):
     fill(tmp_path)
     made = []
-    fill(tmp_path, key="other", make=lambda first: pictures(first, made))
+    fill(tmp_path, key="other", make=lambda indices: pictures(indices, made))
     assert made == [0, 1, 2, 3, 4]
 
 
-def test_a_constant_image_stops_the_run_and_is_named(tmp_path):
-    def black(first):
-        yield from [np.zeros((8, 8, 3), np.uint8)] * 5
+@pytest.mark.parametrize("image", [
+    np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 90, np.uint8),
+    np.arange(192, dtype=np.uint8).reshape(8, 8, 3) % 5], ids=["black", "constant", "almost black"])
+def test_an_image_that_shows_nothing_stops_the_run_and_is_named(tmp_path, image):
+    with pytest.raises(InputError, match=r"000000\.png.*black or constant image"):
+        fill(tmp_path, make=lambda indices: iter([image] * 5))
+    assert not (tmp_path / "images" / "000000.png").exists()
 
-    with pytest.raises(InputError, match=r"000000\.png.*constant image"):
-        fill(tmp_path, make=black)
+
+def test_tables_say_whether_the_vgg_loss_was_on(tmp_path):
+    assert synthetic.remark(tmp_path, "controlnet") == ""
+    for vgg, said in ((True, ""), (False, "no VGG loss")):
+        provenance.record(tmp_path / "models" / "pix2pixhd" / "model.safetensors",
+                          parameters={"vgg": vgg})
+        assert synthetic.remark(tmp_path, "pix2pixhd") == said
 
 
 def test_what_is_asked_for_is_written_and_sizes_in_prompts_are_those_of_the_masks(tmp_path):

@@ -1,0 +1,172 @@
+"""The training loop: repeatable, killed and resumed, shared by processes, averaged."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from small_base import train
+from torch import nn
+
+from lesionlib import training
+from lesionlib.errors import InputError
+from lesionlib.files import ROOT, Log
+
+SCRIPT = ROOT / "tests" / "small_base.py"
+
+
+def start(kind, folder, *before):
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1", "LESIONLIB_QUIET": "1", "PYTHONPATH": str(ROOT)}
+    command = [*(before or [sys.executable]), str(SCRIPT), kind, str(folder)]
+    return subprocess.Popen(command, env=environment, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def rows(folder) -> int:
+    return sum(len(Log.read(path)) for path in folder.rglob("log.csv"))
+
+
+@pytest.mark.parametrize("kind, after", [("controlnet", (2, 5)), ("base", (3,)),
+                                         ("pix2pixhd", (2, 9))])
+def test_killed_at_any_moment_it_ends_with_the_same_weights(kind, after, tmp_path):
+    whole = train(kind, tmp_path / "whole")
+    folder, kills = tmp_path / "killed", 0
+    for wanted in after:  # rows of the logs after which it is killed, each time later
+        process = start(kind, folder)
+        while process.poll() is None and rows(folder) < wanted:
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills, "no process lived long enough to be killed"
+    last = start(kind, folder)
+    assert last.wait() == 0, last.stdout.read()
+    ended = torch.load(folder / "weights.pt", weights_only=True)
+    assert all(torch.equal(whole[name], ended[name]) for name in whole)
+    for path in (tmp_path / "whole").rglob("log.csv"):
+        assert path.read_text() == (folder / path.relative_to(tmp_path / "whole")).read_text()
+
+
+def test_two_processes_share_a_batch_and_reach_the_same_loss(tmp_path):
+    train("controlnet", tmp_path / "one")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    process = start("controlnet", tmp_path / "two", *launch)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-2000:]
+    one, two = (Log.read(tmp_path / name / "log.csv") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    losses = [[float(row["loss"]) for row in log] for log in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+    import accelerate
+
+    class Three:
+        num_processes, process_index = 3, 1
+
+    monkeypatch.setattr(accelerate, "PartialState", Three)
+    assert training.share(12) == slice(4, 8)
+    with pytest.raises(InputError, match="3 processes cannot share it equally"):
+        training.share(4)
+
+
+class Line(nn.Module):
+    """y = a x with one weight, and a locked one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(())), nn.Parameter(torch.ones(()), False)
+
+    def forward(self, x):
+        return self.a * x * self.b
+
+
+def fit(folder, loss=lambda model, step: (model(1.0) - 1) ** 2, **options):
+    options = dict(steps=4, lr=0.1, record={}, decay="constant", clip=0.0, log_every=2) | options
+    return training.fit(Line(), loss, folder, **options)
+
+
+def test_average_by_hand(tmp_path):
+    seen = []
+
+    def watch(step):
+        return {"a": 0.0}
+
+    def loss(model, step):
+        seen.append(model.a.item())
+        return (model(1.0) - 1) ** 2
+
+    averaged = fit(tmp_path / "ema", loss, ema=0.5, watch=watch).a.item()
+    plain = fit(tmp_path / "plain").a.item()
+    weights, shadow = [*seen[1:], plain], 0.0
+    for n, weight in enumerate(weights, 1):  # diffusers: decay (1 + n) / (10 + n) until it is 0.5
+        decay = min(0.5, n / (9 + n)) if n > 1 else 0.0
+        shadow = decay * shadow + (1 - decay) * weight
+    assert averaged == pytest.approx(shadow, rel=1e-5) and averaged < plain
+
+
+def test_looking_changes_nothing_and_is_logged(tmp_path):
+    steps = []
+
+    def watch(step):
+        steps.append(step)
+        return {"value": step / 3}
+
+    looked = fit(tmp_path / "a", watch=watch, watch_every=3, ema=0.9).a.item()
+    assert looked == fit(tmp_path / "b", ema=0.9).a.item() and steps == [0, 3, 4]
+    assert [row["step"] for row in Log.read(tmp_path / "a" / "watch.csv")] == ["0", "3", "4"]
+
+
+def test_gradients_are_averaged_over_accumulated_batches(tmp_path):
+    def loss(model, step):
+        return model(1.0) * [1.0, 3.0][step % 2]
+
+    seen = {}
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            seen["grad"] = self.param_groups[0]["params"][0].grad.item()
+            return super().step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Spy)
+        fit(tmp_path, loss, accumulate=2, steps=1)
+    assert seen["grad"] == 2.0
+
+
+def test_a_loss_that_is_no_number_stops_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match="loss is nan after step 2.*lower the learning rate"):
+        fit(tmp_path, lambda model, step: model(1.0) * float("nan"))
+
+
+def test_checkpoints_hold_what_is_trained_and_load_without_pickle(tmp_path):
+    fit(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert set(state["model"]) == {"a"} and state["step"] == 4
+
+
+def test_bf16_trains_and_is_taken_off_again(tmp_path):
+    model = fit(tmp_path, precision="bf16")
+    assert model(torch.ones(())).dtype == torch.float32 and 0 < model.a.item() < 1
+
+
+def test_batches_visit_every_image_once_per_epoch():
+    rows = torch.cat([training.batch_at(step, 4, 10, seed=0) for step in range(5)])
+    assert sorted(rows[:10].tolist()) == list(range(10)) == sorted(rows[10:].tolist())
+    assert rows[:10].tolist() != rows[10:].tolist()
+
+
+def test_learning_rate_by_hand():
+    rates = [training.learning_rate(s, 100, 1.0, 10, "cosine") for s in (0, 9, 50, 99)]
+    assert rates[0] == pytest.approx(0.1) and rates[2] == pytest.approx(0.5)
+    assert rates[1] > 0.97 and rates[3] < 0.001
+    assert training.learning_rate(99, 100, 2.0, 10, "constant") == 2.0
