@@ -325,7 +325,8 @@ def train(
         flip = torch.randint(0, 4, (batch,), generator=draw)[own]
         text = ids[rows].clone()
         text[torch.rand(batch, generator=draw) < prompt_dropout] = empty
-        z = torch.from_numpy(latents[flip, rows[own]]).to(where)
+        z = latents[flip.numpy(), rows[own].numpy()]  # NumPy takes a tensor of one for a number
+        z = torch.from_numpy(z).to(where)
         noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
         predicted = model(noisy, t, text[own].to(where))
         return denoising_loss(pipe.scheduler, predicted, target, t, min_snr)

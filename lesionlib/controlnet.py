@@ -126,7 +126,7 @@ def train(
         text = text_rows[rows].clone()
         text[torch.rand(batch, generator=draw) < prompt_dropout] = text_rows[-1]
         rows = rows[own]
-        z = torch.from_numpy(latents[flip, rows]).to(where)
+        z = torch.from_numpy(latents[flip.numpy(), rows.numpy()]).to(where)
         noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
         pairs = zip(flip.tolist(), rows.tolist(), strict=True)
         control = hint(np.concatenate([flipped(masks[r : r + 1], f) for f, r in pairs])).to(where)

@@ -27,8 +27,8 @@ def pipe(study, tmp_path_factory):
 def train(pipe, study, folder, steps=2, new=None, **options):
     steered = controlnet.new(pipe, **(new or {}))
     z = latents.of_images(pipe, study[0], folder)
-    options = dict(record={"n": 1}, decay="constant") | options
-    return controlnet.train(pipe, steered, z, *study[1:], folder, steps=steps, batch=4, lr=1e-3,
+    options = dict(batch=4, record={"n": 1}, decay="constant") | options
+    return controlnet.train(pipe, steered, z, *study[1:], folder, steps=steps, lr=1e-3,
                             prompt_dropout=0.5, seed=0, **options)
 
 
@@ -127,6 +127,26 @@ def test_gradient_checkpointing_changes_no_weight(pipe, study, tmp_path):
         for on in (False, True))
     for name, weight in plain.items():
         torch.testing.assert_close(frugal[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_one_is_a_batch(pipe, study, tmp_path, monkeypatch):
+    shapes = []
+
+    class Seeing(controlnet.Steered):
+        def forward(self, noisy, *rest):
+            shapes.append(noisy.shape)
+            return super().forward(noisy, *rest)
+
+    monkeypatch.setattr(controlnet, "Steered", Seeing)
+    train(pipe, study, tmp_path / "control", batch=1)
+    z = latents.of_images(pipe, study[0], tmp_path)
+    forward = base.Denoiser.forward
+    monkeypatch.setattr(base.Denoiser, "forward",
+                        lambda self, x, *a: shapes.append(x.shape) or forward(self, x, *a))
+    copied = base.new(study[0], study[2], tmp_path, **SIZES)
+    base.train(copied, z, study[2], tmp_path, steps=1, batch=1, lr=1e-3, prompt_dropout=0.2,
+               seed=0, record={})
+    assert shapes == [(1, 8, 8, 8)] * 3
 
 
 def test_a_finished_training_returns_at_once_and_other_settings_start_afresh(pipe, study, tmp_path):

@@ -1,0 +1,81 @@
+"""How like real images generated ones are as a set, and whether they are copies.
+
+Everything works on features (n, d), whatever makes them; see `features`. Sources: KID, Binkowski et
+al. 2018; FID, Heusel et al. 2017; precision and recall, Kynkaanniemi et al. 2019; density and
+coverage, Naeem et al. 2020.
+"""
+
+import numpy as np
+import torch
+from scipy import linalg
+from scipy.spatial.distance import cdist
+
+from lesionlib.segmentation import inputs
+
+
+@torch.no_grad()
+def features(model, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Pooled features (n, d) of a timm model for uint8 images (n, S, S, 3).
+
+    With the classifier of `recognition`, which is trained on the real images of G, these are
+    domain features: distances in them are not comparable with those of Inception.
+    """
+    where, found = next(model.parameters()).device, []
+    for i in range(0, len(images), batch):
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(where)
+        maps = model.eval().forward_features(inputs(part))
+        found.append(model.forward_head(maps, pre_logits=True).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _kernel(a, b):
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def mmd(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy of features with the kernel of KID."""
+    a, b = a.astype(float), b.astype(float)
+    within = [
+        (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (_kernel(a, a), _kernel(b, b))
+    ]
+    return float(sum(within) - 2 * _kernel(a, b).mean())
+
+
+def kid(a, b, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Kernel inception distance: mean and standard deviation over random subsets of both sides.
+
+    Subsets have `size` features, or as many as the smaller side.
+    """
+    draw, size = np.random.default_rng(seed), min(size, len(a), len(b))
+    values = [
+        mmd(*(x[draw.choice(len(x), size, replace=False)] for x in (a, b))) for _ in range(subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def fid(a, b) -> float:
+    """Frechet distance of Gaussians fitted to features; biased upwards by small n, so state n."""
+    (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+    root = linalg.sqrtm(cov_a @ cov_b)
+    return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a + cov_b - 2 * np.real(root)))
+
+
+def prdc(real, made, k: int = 5) -> dict:
+    """Precision, recall, density and coverage of `made` against `real`, with k neighbours."""
+    k = min(k, len(real) - 1, len(made) - 1)
+    radius = [np.sort(cdist(x, x), axis=1)[:, k] for x in (real, made)]
+    apart = cdist(real, made)
+    inside = apart < radius[0][:, None]
+    return {
+        "precision": float(inside.any(axis=0).mean()),
+        "recall": float((apart < radius[1][None]).any(axis=1).mean()),
+        "density": float(inside.sum(axis=0).mean() / k),
+        "coverage": float((apart.min(axis=1) < radius[0]).mean()),
+    }
+
+
+def nearest(some, others) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (n,) of each feature of `some` to its nearest of `others`, and which it is."""
+    apart = cdist(some, others)
+    index = apart.argmin(axis=1)
+    return apart[np.arange(len(some)), index], index

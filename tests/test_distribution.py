@@ -1,0 +1,50 @@
+"""Distances of sets with known answers: same distribution, shifted Gaussians, planted copies."""
+
+import numpy as np
+import pytest
+
+from lesionlib import distribution
+
+
+def normal(n, d=16, mean=0.0, seed=0):
+    return np.random.default_rng(seed).normal(mean, 1, (n, d))
+
+
+def test_kid_of_one_distribution_is_zero_whatever_n_and_grows_when_one_side_moves():
+    means = [distribution.kid(normal(n, seed=1), normal(n, seed=2), 50, n // 2)[0]
+             for n in (100, 400, 1000)]
+    spread = distribution.kid(normal(400, seed=1), normal(400, seed=2), 50, 200)[1]
+    assert all(abs(mean) < 3 * spread for mean in means)
+    near, far = (distribution.kid(normal(300), normal(300, mean=m, seed=1))[0] for m in (0.2, 0.6))
+    assert 5 * spread < near < far / 2
+
+
+def test_kid_is_unbiased():
+    values = [distribution.mmd(normal(20, seed=2 * i), normal(20, seed=2 * i + 1))
+              for i in range(600)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(600)
+
+
+def test_fid_is_the_closed_form_of_gaussians_and_biased_by_few_images():
+    moved = distribution.fid(normal(20000, 4), normal(20000, 4, mean=1.0, seed=1))
+    assert moved == pytest.approx(4, rel=0.05)
+    wide = distribution.fid(normal(20000, 4), 3 * normal(20000, 4, seed=1))
+    assert wide == pytest.approx(4 * (3 - 1) ** 2, rel=0.05)
+    few, many = (distribution.fid(normal(n, 32, seed=1), normal(n, 32, seed=2)) for n in (60, 2000))
+    assert few > 5 * many > 0
+
+
+def test_precision_recall_density_coverage_of_known_sets():
+    same = distribution.prdc(normal(400, 4, seed=1), normal(400, 4, seed=2))
+    assert all(0.85 < same[name] < 1.15 for name in ("precision", "recall", "density", "coverage"))
+    apart = distribution.prdc(normal(100, 4), normal(100, 4, mean=50.0))
+    assert apart == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+    narrow = distribution.prdc(normal(400, 4), 0.05 * normal(400, 4, seed=1))  # a collapsed mode
+    assert narrow["precision"] == 1 and narrow["recall"] < 0.1 and narrow["coverage"] < 0.2
+
+
+def test_nearest_finds_a_planted_copy():
+    real, made = normal(50), normal(5, seed=9)
+    made[3] = real[17]
+    distance, index = distribution.nearest(made, real)
+    assert distance[3] == 0 and index[3] == 17 and (np.delete(distance, 3) > 0.5).all()
