@@ -13,6 +13,7 @@ import math
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,22 @@ class Steered(nn.Module):
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
         ).sample
+
+    @contextmanager
+    def seen_once(self, control):
+        """Yield what the hint layers make of hints (B, 3, H, W), to be given in their place.
+
+        Noise and timestep play no part in it: sampling need not compute it in every step.
+        """
+        if self.controlnet is None:
+            yield None
+            return
+        layers = self.controlnet.controlnet_cond_embedding
+        self.controlnet.controlnet_cond_embedding = nn.Identity()
+        try:
+            yield layers(control)
+        finally:
+            self.controlnet.controlnet_cond_embedding = layers
 
     def digest(self) -> str:
         """A short SHA-256 of all weights that make the picture."""
@@ -159,6 +176,23 @@ def ddim(denoise, scheduler, z: torch.Tensor, draws, *, steps: int, eta: float =
     return z
 
 
+def guide(steered: Steered, text, seen, guided, empty, guidance: float):
+    """A function of (z, t): predictions with embeddings `text`, classifier-free for rows `guided`.
+
+    `seen`: of `Steered.seen_once`; `empty`: the empty prompt's embeddings for these rows.
+    """
+
+    def denoise(z, t):
+        predicted = steered(z, t, text, seen).float()
+        if len(guided):
+            some = None if seen is None else seen[guided]
+            without = steered(z[guided], t, empty, some).float()
+            predicted[guided] = without + guidance * (predicted[guided] - without)
+        return predicted
+
+    return denoise
+
+
 @torch.no_grad()
 def sample(
     pipe,
@@ -195,19 +229,13 @@ def sample(
         guided = torch.nonzero((asked != none) & (guidance != 1)).flatten().to(where)
         draws = [generator_at(seed, int(n)) for n in indices[i : i + batch]]
         noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(where)
-        empty = words[none].expand(len(guided), -1, -1)
+        text, empty = words[asked], words[none].expand(len(guided), -1, -1)
 
-        def denoise(z, t, text=words[asked], control=control, guided=guided, empty=empty):
-            with torch.autocast(where.type, kind, enabled=precision != "no"):
-                predicted = steered(z, t, text, control).float()
-                if len(guided):
-                    without = steered(z[guided], t, empty, control[guided]).float()
-                    predicted[guided] = without + guidance * (predicted[guided] - without)
-            return predicted
-
-        yield from decode_latents(
-            pipe, ddim(denoise, pipe.scheduler, noise, draws, steps=steps, eta=eta)
-        )
+        with torch.autocast(where.type, kind, enabled=precision != "no"):
+            with steered.seen_once(control) as seen:
+                denoise = guide(steered, text, seen, guided, empty, guidance)
+                z = ddim(denoise, pipe.scheduler, noise, draws, steps=steps, eta=eta)
+        yield from decode_latents(pipe, z)
 
 
 def save(steered: Steered, folder, **facts):
