@@ -118,6 +118,7 @@ rule controlnet:
         f"{RUN}/generated/controlnet/manifest.csv",
         f"{RUN}/generated/base/manifest.csv",
         f"{RUN}/tables/prompt_recognition.csv",
+        f"{RUN}/models/recogniser/model.safetensors",
     log:
         **logs("03_controlnet"),
     params:
@@ -153,11 +154,15 @@ rule image_quality:
         rules.data.output,
         rules.masks.output,
         expand(RUN + "/generated/{method}/manifest.csv", method=[*cfg["methods"], "base"]),
+        f"{RUN}/models/recogniser/model.safetensors",
         notebook=notebook("05_image_quality"),
     output:
         f"{RUN}/tables/image_quality.csv",
         f"{RUN}/tables/table1.csv",
+        f"{RUN}/tables/table1_comparison.csv",
         f"{RUN}/tables/mask_fidelity.csv",
+        f"{RUN}/tables/distribution.csv",
+        f"{RUN}/tables/memorisation.csv",
     log:
         **logs("05_image_quality"),
     params:
@@ -199,6 +204,8 @@ rule segmentation:
     output:
         f"{RUN}/tables/segmentation.csv",
         f"{RUN}/tables/table2.csv",
+        f"{RUN}/tables/table2_comparison.csv",
+        f"{RUN}/tables/claims.csv",
     log:
         **logs("06_segmentation"),
     params:

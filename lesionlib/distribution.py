@@ -6,11 +6,13 @@ coverage, Naeem et al. 2020.
 """
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from lesionlib.segmentation import inputs
+from lesionlib.split import near_duplicates
 
 
 @torch.no_grad()
@@ -79,3 +81,23 @@ def nearest(some, others) -> tuple[np.ndarray, np.ndarray]:
     apart = cdist(some, others)
     index = apart.argmin(axis=1)
     return apart[np.arange(len(some)), index], index
+
+
+def compare(made: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict:
+    """KID (mean, sd over subsets of half the smaller side), FID, and `prdc` of features."""
+    mean, sd = kid(made, reference, size=min(len(made), len(reference)) // 2, seed=seed)
+    return {"n": len(made), "kid": mean, "kid_sd": sd, "fid": fid(made, reference)} | prdc(
+        reference, made
+    )
+
+
+def copies(real: np.ndarray, made: np.ndarray) -> pd.DataFrame:
+    """Generated images (m, S, S, 3) that show the same picture as a real one (n, S, S, 3).
+
+    Columns made, real (row numbers) and same (correlation of detail); by `split.near_duplicates`,
+    which sees through flips, quarter turns, recompression, recolouring and small crops.
+    """
+    pairs = near_duplicates(np.concatenate([real, made]))
+    across = pairs[(pairs["a"] < len(real)) & (pairs["b"] >= len(real))]
+    found = {"made": across["b"] - len(real), "real": across["a"], "same": across["same"]}
+    return pd.DataFrame(found).reset_index(drop=True)

@@ -8,11 +8,17 @@ noise whose prompts differ in one word.
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from lesionlib import prompts, segmentation
+from lesionlib.errors import require
+from lesionlib.files import aside, read_json, resolve, write_json
+from lesionlib.provenance import record
 from lesionlib.training import batch_at, device, fit, generator_at
+
+NETWORK = "resnet10t"  # of timm: small, and sees enough at 64 pixels
 
 
 def targets(table: pd.DataFrame, diagnoses) -> pd.DataFrame:
@@ -29,11 +35,9 @@ def train(images, wanted: pd.DataFrame, folder, *, steps, batch, lr, seed, recor
     Binary cross-entropy over what is known; rare labels count as much as common ones. `folder`
     keeps checkpoint and log (see `training.fit`).
     """
-    import timm  # seconds, not for everybody
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model("resnet10t", pretrained=False, num_classes=wanted.shape[1])
+        model = _untrained(wanted.shape[1])
     where = device()
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(where)
     labels = torch.tensor(wanted.to_numpy(), dtype=torch.float32, device=where)
@@ -53,6 +57,30 @@ def train(images, wanted: pd.DataFrame, folder, *, steps, batch, lr, seed, recor
     model.to(memory_format=torch.channels_last)
     options = dict(steps=steps, lr=lr, warmup=steps // 10, record=record, weight_decay=0.05)
     return fit(model, loss_at, folder, desc="recogniser", **options)
+
+
+def _untrained(number: int) -> nn.Module:
+    import timm  # seconds, not for everybody
+
+    return timm.create_model(NETWORK, pretrained=False, num_classes=number)
+
+
+def save(model: nn.Module, run, columns, **facts):
+    """Write the classifier to models/recogniser of a run, its record last."""
+    folder = resolve(run) / "models" / "recogniser"
+    write_json(folder / "config.json", {"columns": list(columns)})
+    with aside(folder / "model.safetensors") as temporary:
+        save_file({k: x.contiguous() for k, x in model.state_dict().items()}, temporary)
+    record(folder / "model.safetensors", **facts)
+
+
+def load(run) -> nn.Module:
+    """The classifier of a run; InputError if notebook 03 has not trained it."""
+    folder = resolve(run) / "models" / "recogniser"
+    weights = load_file(require(folder / "model.safetensors", "03_controlnet"))
+    model = _untrained(len(read_json(folder / "config.json")["columns"]))
+    model.load_state_dict(weights)
+    return model.to(device(), memory_format=torch.channels_last).eval()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ process takes its share; the number of processes changes nothing but rounding.
 """
 
 import math
+import os
 from contextlib import nullcontext
 
 import torch
@@ -17,8 +18,10 @@ from lesionlib.progress import progress
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator of this process if there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # set by accelerate launch
 
 
 def generator_at(seed: int, step: int) -> torch.Generator:

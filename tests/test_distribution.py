@@ -1,9 +1,11 @@
 """Distances of sets with known answers: same distribution, shifted Gaussians, planted copies."""
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
-from lesionlib import distribution
+from lesionlib import distribution, phantom
 
 
 def normal(n, d=16, mean=0.0, seed=0):
@@ -48,3 +50,38 @@ def test_nearest_finds_a_planted_copy():
     made[3] = real[17]
     distance, index = distribution.nearest(made, real)
     assert distance[3] == 0 and index[3] == 17 and (np.delete(distance, 3) > 0.5).all()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantom.write_dataset(folder, 30, 64, workers=1)
+    paths = sorted((folder / "ISIC2018_Task1-2_Training_Input").glob("*.jpg"))
+    return np.stack([cv2.imread(str(path))[..., ::-1] for path in paths])
+
+
+def test_planted_copies_are_flagged_and_no_others(pictures):
+    real, made = pictures[:18], pictures[18:].copy()
+    made[2] = real[5]
+    made[4] = real[7][:, ::-1]
+    _, code = cv2.imencode(".jpg", np.ascontiguousarray(real[9]), [cv2.IMWRITE_JPEG_QUALITY, 60])
+    made[8] = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    found = distribution.copies(real, made)
+    assert sorted(zip(found["made"], found["real"], strict=True)) == [(2, 5), (4, 7), (8, 9)]
+
+
+def test_features_do_not_depend_on_the_batch_and_tell_pictures_apart(pictures):
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", pretrained=False, num_classes=3)
+    one, many = (distribution.features(model, pictures, batch) for batch in (1, 30))
+    assert one.shape == (30, model.num_features)
+    np.testing.assert_allclose(one, many, rtol=1e-3, atol=1e-4)
+    assert distribution.nearest(one, many)[1].tolist() == list(range(30))
+
+
+def test_compare_states_n_and_has_every_measure():
+    found = distribution.compare(normal(60), normal(80, seed=1))
+    assert found["n"] == 60 and abs(found["kid"]) < 5 * found["kid_sd"]
+    assert {"fid", "precision", "recall", "density", "coverage"} < set(found)

@@ -65,4 +65,7 @@ def test_a_classifier_learns_what_can_be_seen(tmp_path):
     again = recognition.train(images, wanted, tmp_path, steps=30, batch=16, lr=2e-3, seed=0,
                               record={})
     pd.testing.assert_frame_equal(recognition.scores(again, images, wanted.columns), scores)
+    recognition.save(model, tmp_path, wanted.columns, preset="test")
+    kept = recognition.scores(recognition.load(tmp_path), images, wanted.columns)
+    pd.testing.assert_frame_equal(kept, scores, atol=1e-4)
     assert scores.shape == (64, 7) and pytest.approx(0) != scores.std().min()

@@ -132,6 +132,19 @@ def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished):
     assert not {"data", "masks", "controlnet"} & jobs
 
 
+@pytest.mark.slow
+def test_a_launched_training_in_two_processes_is_what_the_notebook_goes_on_with(finished):
+    command = ("accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
+               "--dynamo_backend no")
+    name = "test-launch"
+    process = run_all("--until", "controlnet", "--config", f"launch={command}", name=name)
+    assert process.returncode == 0, process.stderr[-3000:]
+    logs = [pd.read_csv(ROOT / "runs" / run / "checkpoints" / "controlnet" / "watch.csv")
+            for run in (NAME, name)]
+    shutil.rmtree(ROOT / "runs" / name)
+    np.testing.assert_allclose(*(log["held_out_loss"] for log in logs), rtol=1e-3)
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["--config", "imagesize=3"], "did you mean 'image_size'"),
     (["--config", "epochs"], "is not KEY=VALUE"),
