@@ -4,7 +4,8 @@ import json
 
 from lesionlib import config as settings
 from lesionlib import catalogue
-from lesionlib.grid import grid, jobs
+from lesionlib.files import resolve
+from lesionlib.grid import control_sets, jobs, of_settings
 from lesionlib.notebooks import STAGES, stage_parameters
 from lesionlib.provenance import code_digest, notebook_digest
 
@@ -14,9 +15,23 @@ cfg = settings.load(
     config.get("name", ""),
 )
 RUN = cfg["run"]
-CELLS = grid(cfg["networks"], cfg["methods"], cfg["synthetic_amounts"], cfg["seeds"])
+CELLS = of_settings(cfg)
+CONTROLS = control_sets(cfg["arms"], cfg["mask_mode"])
+METHODS = [*cfg["methods"], *cfg["others"]]  # somebody's generator is one more
+PAINTED = [  # those with images for the masks of S-test
+    *cfg["methods"],
+    *(name for name, where in cfg["others"].items() if (resolve(where) / "generated").is_dir()),
+]
 SOURCE = {key: cfg[key] for key in ("images", "masks", "table", "isic_root")}
-EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=cfg["methods"])
+EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
+
+
+def state(where):
+    """Digest of the files of somebody's pairs: it changes when they do."""
+    folders = catalogue.pair_folders(where)
+    return catalogue.source_state("folders", *folders, table=str(resolve(where)))
+
+
 # A kernel per rule, its threads bounded, its progress bars off; what the executed notebook has
 # to say (warnings, the failed cell) goes to the terminal, all else to the log.
 PAPERMILL = (
@@ -75,12 +90,15 @@ rule data:
         f"{RUN}/tables/disagreements.csv",
         f"{RUN}/tables/near_duplicates.csv",
         f"{RUN}/tables/split_audit.csv",
+        f"{RUN}/data/originals.npz",
+        expand(RUN + "/data/external/{name}/index.csv", name=cfg["external"]),
     log:
         **logs("01_data"),
     params:
         code=code("01_data"),
         values=values("01_data"),
         source=catalogue.source_state(cfg["source"], **SOURCE),
+        external={name: state(where) for name, where in cfg["external"].items()},
     shell:
         PAPERMILL
 
@@ -117,6 +135,8 @@ rule controlnet:
         f"{RUN}/synthetic/controlnet/manifest.csv",
         f"{RUN}/generated/controlnet/manifest.csv",
         f"{RUN}/generated/base/manifest.csv",
+        f"{RUN}/generated/controlnet_diversity/manifest.csv",
+        expand(RUN + "/synthetic/{name}/manifest.csv", name=CONTROLS),
         f"{RUN}/tables/prompt_recognition.csv",
         f"{RUN}/models/recogniser/model.safetensors",
     log:
@@ -148,12 +168,37 @@ rule pix2pixhd:
         PAPERMILL
 
 
+# Pairs of other generators (--synthetic NAME=DIR): one more arm beside the two of the paper.
+for name, where in cfg["others"].items():
+
+    rule:
+        name:
+            f"elsewhere_{name}"
+        input:
+            rules.data.output,
+            rules.masks.output,
+        output:
+            f"{RUN}/synthetic/{name}/manifest.csv",
+            [f"{RUN}/generated/{name}/manifest.csv"] if name in PAINTED else [],
+        params:
+            code=code_digest("elsewhere"),
+            files=state(where),
+            values=[RUN, name, where, cfg["image_size"], cfg["fit"]],
+        log:
+            f"{RUN}/logs/elsewhere_{name}.txt",
+        shell:
+            "LESIONLIB_QUIET=1 python -m lesionlib.elsewhere {params.values:q} > {log} 2>&1 "
+            "|| {{ tail -n 5 {log} >&2; exit 1; }}"
+
+
 rule image_quality:
-    "Notebook 05: Table 1 and mask fidelity."
+    "Notebook 05: Table 1, sets of images, mask fidelity, copies, diversity."
     input:
         rules.data.output,
         rules.masks.output,
-        expand(RUN + "/generated/{method}/manifest.csv", method=[*cfg["methods"], "base"]),
+        EVERY_SET,
+        expand(RUN + "/generated/{method}/manifest.csv", method=[*PAINTED, "base"]),
+        f"{RUN}/generated/controlnet_diversity/manifest.csv",
         f"{RUN}/models/recogniser/model.safetensors",
         notebook=notebook("05_image_quality"),
     output:
@@ -163,6 +208,8 @@ rule image_quality:
         f"{RUN}/tables/mask_fidelity.csv",
         f"{RUN}/tables/distribution.csv",
         f"{RUN}/tables/memorisation.csv",
+        f"{RUN}/tables/diversity.csv",
+        f"{RUN}/tables/image_claims.csv",
     log:
         **logs("05_image_quality"),
     params:
@@ -174,14 +221,14 @@ rule image_quality:
 
 
 # Notebook 06, once for each share of the grid. A rerun loads the cells that are up to date.
-for number, (method, cells) in enumerate(jobs(CELLS, cfg["cells_per_job"]), 1):
+for number, (needed, cells) in enumerate(jobs(CELLS, cfg["cells_per_job"]), 1):
 
     rule:
         name:
             f"segmentation_{number:02d}"
         input:
             rules.data.output,
-            [] if method == "real" else f"{RUN}/synthetic/{method}/manifest.csv",
+            expand(RUN + "/synthetic/{name}/manifest.csv", name=needed),
             notebook=notebook("06_segmentation"),
         output:
             [f"{RUN}/cells/{cell}.csv" for cell in cells],
@@ -206,6 +253,12 @@ rule segmentation:
         f"{RUN}/tables/table2.csv",
         f"{RUN}/tables/table2_comparison.csv",
         f"{RUN}/tables/claims.csv",
+        f"{RUN}/tables/segmentation_images.csv",
+        f"{RUN}/tables/arms.csv",
+        f"{RUN}/tables/controls.csv",
+        f"{RUN}/tables/low_data.csv",
+        f"{RUN}/tables/subgroups.csv",
+        f"{RUN}/tables/external.csv",
     log:
         **logs("06_segmentation"),
     params:

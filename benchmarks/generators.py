@@ -78,8 +78,8 @@ def enlarged(folder, target, size=ISIC):
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             how = cv2.INTER_CUBIC if path.suffix == ".jpg" else cv2.INTER_NEAREST
             picture = cv2.resize(picture, size, interpolation=how)
-            cv2.imwrite(str(target / path.parent.name / path.name), picture,
-                        [cv2.IMWRITE_JPEG_QUALITY, 90])
+            how = [cv2.IMWRITE_JPEG_QUALITY, 90] if path.suffix == ".jpg" else []
+            cv2.imwrite(str(target / path.parent.name / path.name), picture, how)
 
 
 def synchronise():

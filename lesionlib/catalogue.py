@@ -279,6 +279,14 @@ def _join_counts(labels, listed, years, suffixed, clashes) -> pd.DataFrame:
     return pd.DataFrame({"fact": facts.keys(), "images": facts.values()})
 
 
+def pair_folders(where) -> tuple[Path, Path]:
+    """Folders of images and masks: `where`/images and `where`/masks, or IMAGES:MASKS."""
+    images, separator, masks = str(where).rpartition(":")
+    if separator:
+        return resolve(images), resolve(masks)
+    return resolve(where) / "images", resolve(where) / "masks"
+
+
 def read_folders(images, masks, table) -> Catalogue:
     """The catalogue of somebody's own folders; `table` is a CSV, a folder of ISIC tables, or ''.
 

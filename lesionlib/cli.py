@@ -45,6 +45,20 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--masks", metavar="DIR", help="their masks, of the same stem")
     options.add_argument("--table", metavar="FILE", help="CSV of their labels")
     options.add_argument(
+        "--synthetic",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="synthetic pairs of another generator, as one more arm (DIR/images, DIR/masks)",
+    )
+    options.add_argument(
+        "--external",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a further test set (DIR/images and DIR/masks, or IMAGES:MASKS)",
+    )
+    options.add_argument(
         "--config",
         nargs="+",
         action="extend",
@@ -69,6 +83,14 @@ def overrides(options) -> dict:
         if not separator:
             raise InputError("--config", f"'{item}' is not KEY=VALUE", "write --config epochs=20")
         given[key] = yaml.safe_load(value)
+    for key, option in (("others", "synthetic"), ("external", "external")):
+        named = [item.partition("=") for item in getattr(options, option)]
+        for name, _, where in named:
+            if not where:
+                raise InputError(f"--{option}", f"'{name}' is not NAME=DIR", f"--{option} a=DIR")
+        if named:
+            absolute = {n: ":".join(map(os.path.abspath, w.split(":"))) for n, _, w in named}
+            given[key] = given.get(key, {}) | absolute
     for key in ("images", "masks", "table"):
         if (path := getattr(options, key)) is not None:
             given[key] = os.path.abspath(path)
@@ -78,6 +100,13 @@ def overrides(options) -> dict:
 
 def check_sources(settings):
     """Raise InputError at once if the folders that the settings name are not there."""
+    for key, option in (("others", "synthetic"), ("external", "external")):
+        for where in settings[key].values():
+            from lesionlib.catalogue import pair_folders  # pandas: only where it is needed
+
+            for folder in pair_folders(where):
+                if not folder.is_dir():
+                    raise InputError(folder, "this folder does not exist", f"correct --{option}")
     named = {"folders": ["images", "masks", "table"], "isic": ["isic_root"], "phantom": []}
     for key in named[settings["source"]]:
         value = settings[key]

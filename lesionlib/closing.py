@@ -5,6 +5,8 @@ import pandas as pd
 from lesionlib.errors import require
 from lesionlib.files import resolve
 
+SHOWN = "network method amount schedule steps dice_mean dice_sd seeds remark".split()
+
 
 def table(run, name: str) -> pd.DataFrame:
     """A table of the run; raises InputError if its notebook has not been run."""
@@ -33,7 +35,7 @@ def closing_lines(run) -> str:
         "Table 1: image quality on S-test, empty prompt",
         table(run, "table1").round(3).to_string(index=False),
         "\nTable 2: Dice on S-test, mean per image, mean and sd over seeds",
-        table(run, "table2").round(3).to_string(index=False),
+        table(run, "table2")[SHOWN].round(3).to_string(index=False),
         f"\nReport: {resolve(run) / 'report' / 'index.html'}",
     ]
     return "\n".join(part for part in parts if part)

@@ -31,7 +31,10 @@ NAMES = ("images.npy", "masks.npy", "pixels.csv")
 
 
 def _lesion(file: Picture) -> np.ndarray:
-    """A mask (H, W) of 0 and 1: what exceeds half of the maximum, without specks."""
+    """A mask (H, W) of 0 and 1: what exceeds 128 of 255 of the maximum, without specks.
+
+    128 itself is background, as in ISIC's official scoring.
+    """
     values = pictures.grey(file)
     top = values.max()
     if top <= 0:
@@ -42,7 +45,8 @@ def _lesion(file: Picture) -> np.ndarray:
         if mixed > MIXED:
             raise file.error(f"is not a mask: {mixed:.0%} of it is neither dark nor bright")
         file.note(f"thresholded at half of its maximum ({odd:.1%} of it lies between)")
-    lesion = (values > (top / 2 if values.dtype.kind == "f" else top // 2)).view(np.uint8)
+    half = top * 128 / 255 if values.dtype.kind == "f" else int(top) * 128 // 255
+    lesion = (values > half).view(np.uint8)
     if lesion.all():
         raise file.error("is lesion everywhere")
     x, y, width, height = cv2.boundingRect(lesion)
@@ -89,6 +93,25 @@ def _square(small: np.ndarray, size: int, colour=0) -> np.ndarray:
     return cv2.copyMakeBorder(small, *ends, cv2.BORDER_CONSTANT, value=colour)
 
 
+def _inner(sides, size: int, fit: str) -> list[int]:
+    """Width and height to which a picture of `sides` is scaled for a square of `size`."""
+    whole = {"squash": sides, "letterbox": [max(sides)] * 2, "crop": [min(sides)] * 2}[fit]
+    return [max(1, round(size * side / by)) for side, by in zip(sides, whole, strict=True)]
+
+
+def _framed(small: np.ndarray, size: int) -> np.ndarray:
+    """`_square` of an image, padded with the median colour of its border."""
+    edge = np.concatenate([*small[[0, -1]], *small[:, [0, -1]].swapaxes(0, 1)])
+    return _square(small, size, np.median(edge, axis=0).round().tolist())
+
+
+def read_image(path, size: int, fit: str = "squash") -> np.ndarray:
+    """An image without a mask as `read_pair` reads it: (size, size, 3) uint8 RGB; InputError."""
+    image = pictures.read(path, "image")
+    pixels = pictures.turned(pictures.rgb(image, False), image.turn)
+    return _framed(_averaged(pixels, _inner(image.size(True), size, fit)), size)
+
+
 def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     """One image (size, size, 3) uint8 RGB, its mask (size, size) of 0 and 1, and the repairs.
 
@@ -105,8 +128,7 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     sides = image.size(upright)
     if min(sides) < SMALLEST or max(sides) > LONGEST * min(sides):
         raise image.error(f"of {sides[0]}x{sides[1]} pixels is too small or a strip")
-    whole = {"squash": sides, "letterbox": [max(sides)] * 2, "crop": [min(sides)] * 2}[fit]
-    inner = [max(1, round(size * side / by)) for side, by in zip(sides, whole, strict=True)]
+    inner = _inner(sides, size, fit)
     # Half of an odd side shifts its end by i / s target pixels: a sixteenth does no harm.
     fits = [s >= 4 * i and (s % 2 == 0 or s >= 16 * i) for s, i in zip(sides, inner, strict=True)]
     lesion, pixels = _lesion(mask), pictures.rgb(image, all(fits))
@@ -115,8 +137,7 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     small = _averaged(pixels, inner)
     if cv2.meanStdDev(small)[1].max() < PLAIN:
         raise image.error("is of a single colour")
-    edge = np.concatenate([*small[[0, -1]], *small[:, [0, -1]].swapaxes(0, 1)])
-    small = _square(small, size, np.median(edge, axis=0).round().tolist())
+    small = _framed(small, size)
     # 0 and 2 ** 15: an average of one half is exact, and is no lesion.
     scaled = (_averaged(np.left_shift(lesion, 15, dtype=np.uint16), inner) > 2**14).astype(np.uint8)
     shape = _square(scaled, size)
@@ -127,6 +148,18 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     if lost > SPECKS:
         mask.note(f"{lost:.0%} of the lesion cut off")
     return small, shape, image.notes + mask.notes
+
+
+def whole_mask(image_path, mask_path, fit: str = "squash") -> np.ndarray:
+    """The mask of a pair at its own resolution: uint8 (H, W) of 0 and 1, upright.
+
+    It shows what the square array shows: `fit` letterbox pads it to a square, crop cuts the
+    central square out. Raises InputError as `read_pair` does.
+    """
+    image, mask = pictures.read(image_path, "image"), pictures.read(mask_path, "mask")
+    lesion = pictures.turned(_lesion(mask), mask.turn if _agree(image, mask) else 1)
+    side = {"squash": 0, "letterbox": max(lesion.shape), "crop": min(lesion.shape)}[fit]
+    return np.ascontiguousarray(_square(lesion, side) if side else lesion)
 
 
 def _in_order(work, items, workers: int):
@@ -198,19 +231,20 @@ def _growing(path, *shape):
         file.write(header)
 
 
-def _require_enough(table, problems):
-    """Raise InputError if fewer than 20 pairs are usable; it tells the first problem."""
+def _require_enough(table, problems, fewest):
+    """Raise InputError if fewer pairs are usable; it tells the first problem."""
     usable = len(table) - len(problems)
-    if usable < FEWEST:
+    if usable < fewest:
         first = f" {problems[0]}" if problems else ""
         raise InputError(
             Path(table["image"].iloc[0]).parent if len(table) else "the catalogue",
-            f"only {usable} usable image-mask pairs; the study needs {FEWEST}.{first}",
+            f"only {usable} usable image-mask pairs; {fewest} are needed.{first}",
             "add images, or mend those that were quarantined",
         )
 
 
-def curate(table, size: int, folder, fit="squash", bad_inputs="skip", workers=None, state=""):
+def curate(table, size: int, folder, fit="squash", bad_inputs="skip", workers=None, state="",
+           fewest: int = FEWEST):
     """Read the pairs of a catalogue into folder/images.npy (N, size, size, 3) and masks.npy.
 
     Returns the table (columns id, image, mask, …) with `status` used or quarantined, `reason`
@@ -218,7 +252,7 @@ def curate(table, size: int, folder, fit="squash", bad_inputs="skip", workers=No
     in order. Later rows of an id are quarantined. bad_inputs='stop' raises the first problem.
     Pairs are decoded on `workers` threads (default: all cores) and written as they come. Nothing
     is read again while files (by size and time), settings and code are the same and the arrays
-    are sound (`pixels.json`). Raises InputError if fewer than 20 pairs are usable.
+    are sound (`pixels.json`). Raises InputError if fewer than `fewest` pairs are usable.
     """
     if fit not in FITS:
         raise InputError("settings", f"unknown fit '{fit}'", f"use one of {', '.join(FITS)}")
@@ -259,7 +293,8 @@ def curate(table, size: int, folder, fit="squash", bad_inputs="skip", workers=No
                 elif bad_inputs == "stop":
                     raise pair
                 results.append(pair)
-            _require_enough(table, [result for result in results if isinstance(result, InputError)])
+            problems = [result for result in results if isinstance(result, InputError)]
+            _require_enough(table, problems, fewest)
     finally:
         cv2.setNumThreads(threads)
     bad = [isinstance(result, InputError) for result in results]

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from lesionlib.curation import whole_mask
 from lesionlib.errors import require
 from lesionlib.files import aside, read_json, resolve, write_csv
+from lesionlib.progress import progress
 from lesionlib.prompts import ATTRIBUTES
 from lesionlib.provenance import digest, file_digest, record
 
@@ -77,6 +79,34 @@ def load(run) -> Study:
         table,
         facts["data"],
     )
+
+
+def save_originals(path, table, fit: str):
+    """Write the masks of a table's rows (id, image, mask) at their own resolution, a .npz by id.
+
+    Segmentation is measured on these, not on the squares that the networks see.
+    """
+    whole = {
+        row.id: whole_mask(row.image, row.mask, fit)
+        for row in progress(list(table.itertuples()), desc="masks at their own resolution")
+    }
+    with aside(path) as temporary:
+        np.savez_compressed(temporary, **whole)
+
+
+def originals(path, ids, notebook: str = "01_data") -> list[np.ndarray]:
+    """What `save_originals` wrote, uint8 (H, W) of 0 and 1, in the order of `ids`."""
+    with np.load(require(path, notebook), allow_pickle=False) as whole:
+        return [whole[name] for name in ids]
+
+
+def examples(masks: np.ndarray, n: int = 4, seed: int = 0) -> np.ndarray:
+    """Row numbers of `n` of the masks (N, S, S): one drawn from each n-th of the lesion areas.
+
+    The rule by which examples are shown: no choice by eye.
+    """
+    rng, order = np.random.default_rng(seed), np.argsort(masks.mean(axis=(1, 2)), kind="stable")
+    return np.array([rng.choice(part) for part in np.array_split(order, n) if len(part)])
 
 
 def skin_tone(images: np.ndarray, masks: np.ndarray) -> np.ndarray:

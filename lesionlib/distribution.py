@@ -5,14 +5,24 @@ al. 2018; FID, Heusel et al. 2017; precision and recall, Kynkaanniemi et al. 201
 coverage, Naeem et al. 2020.
 """
 
+import pickle
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pandas as pd
 import torch
 from scipy import linalg
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
+from torch.nn import functional
 
+from lesionlib import recognition
+from lesionlib.errors import InputError
 from lesionlib.segmentation import inputs
 from lesionlib.split import near_duplicates
+from lesionlib.training import device
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights
 
 
 @torch.no_grad()
@@ -28,6 +38,62 @@ def features(model, images: np.ndarray, batch: int = 64) -> np.ndarray:
         maps = model.eval().forward_features(inputs(part))
         found.append(model.forward_head(maps, pre_logits=True).float().cpu().numpy())
     return np.concatenate(found)
+
+
+def extractor(name: str, run):
+    """A function of uint8 images (n, S, S, 3) that gives features (n, d), and what they are called.
+
+    `name`: "domain", the classifier of `recognition`, trained on the real images of the run's G;
+    "inception", torchvision's Inception v3 with ImageNet weights from torch.hub's cache (not the
+    weights of the original FID: values differ from published ones); or the path of such a file.
+    InputError if there are no weights.
+    """
+    if name == "domain":
+        model = recognition.load(run)
+        return lambda images: features(model, images), "a classifier trained on G"
+    cached = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("inception_v3_google-*.pth"))
+    path = (cached or [Path("inception_v3_google-*.pth")])[0] if name == "inception" else name
+    model = _inception(path)
+    return lambda images: inception_features(model, images), "Inception v3 (torchvision)"
+
+
+def _inception(path):
+    import torchvision  # seconds, not for everybody
+
+    model = torchvision.models.inception_v3(init_weights=False, transform_input=True)
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(path, f"no Inception v3 weights could be read ({type(error).__name__})",
+                         "give torchvision's inception_v3_google-*.pth as `features`, put it into "
+                         "torch.hub's cache, or set features to domain") from error
+    model.fc = torch.nn.Identity()
+    return model.eval().to(device())
+
+
+@torch.no_grad()
+def inception_features(model, images: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Pooled features (n, 2048) of uint8 images (n, S, S, 3), resized to 299 pixels."""
+    where, found = next(model.parameters()).device, []
+    for i in range(0, len(images), batch):
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float().to(where)
+        part = functional.interpolate(part, size=(299, 299), mode="bilinear", antialias=True)
+        mean, std = (part.new_tensor(x)[None, :, None, None] for x in (MEAN, STD))
+        found.append(model((part / 255 - mean) / std).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def pixels(images: np.ndarray, side: int = 32) -> np.ndarray:
+    """Pixels as features (n, side * side * 3), scaled so that a distance is an RMSE in [0, 1]."""
+    small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images]
+    flat = np.reshape(small, (len(images), -1)) / 255
+    return flat / np.sqrt(flat.shape[1])
+
+
+def diversity(features: np.ndarray, group) -> float:
+    """Mean distance of two features (n, d) of one `group` (n,), over all such pairs."""
+    values = [pdist(features[np.asarray(group) == one]) for one in np.unique(group)]
+    return float(np.concatenate(values).mean())
 
 
 def _kernel(a, b):
@@ -84,11 +150,16 @@ def nearest(some, others) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compare(made: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict:
-    """KID (mean, sd over subsets of half the smaller side), FID, and `prdc` of features."""
+    """KID (mean, sd over subsets of half the smaller side), FID, and `prdc` of features.
+
+    fid_half is the mean FID of four random halves of `made`: as far as it exceeds `fid`, the FID
+    is a matter of n.
+    """
     mean, sd = kid(made, reference, size=min(len(made), len(reference)) // 2, seed=seed)
-    return {"n": len(made), "kid": mean, "kid_sd": sd, "fid": fid(made, reference)} | prdc(
-        reference, made
-    )
+    draw, half = np.random.default_rng(seed), max(2, len(made) // 2)
+    halves = [fid(made[draw.choice(len(made), half, replace=False)], reference) for _ in range(4)]
+    found = {"n": len(made), "kid": mean, "kid_sd": sd, "fid": fid(made, reference)}
+    return found | {"fid_half": float(np.mean(halves))} | prdc(reference, made)
 
 
 def copies(real: np.ndarray, made: np.ndarray) -> pd.DataFrame:

@@ -7,13 +7,13 @@ training of a generator, for every synthetic pair, and for Table 1's images.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lesionlib import data, segmentation
+from lesionlib import data, metrics, segmentation
 from lesionlib.errors import require
 from lesionlib.files import aside, read_json, resolve, write_json
-from lesionlib.metrics import dice
 from lesionlib.provenance import code_digest, record, recorded
 from lesionlib.training import device
 
@@ -28,7 +28,14 @@ class Judge:
     def __call__(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Dice (N,) of its prediction on images (N, S, S, 3) with masks (N, S, S)."""
         images, masks = data.resized(images, masks, self.size)
-        return dice(segmentation.predict(self.model, images), masks)
+        return metrics.dice(segmentation.predict(self.model, images), masks)
+
+    def measures(self, images: np.ndarray, masks: np.ndarray, tolerance: float) -> pd.DataFrame:
+        """`metrics.segmentation` of its predictions, a row per image, at the size of `masks`."""
+        small = data.resized(images, masks, self.size)[0]
+        found = segmentation.probabilities(self.model, small)
+        pairs = zip(found, masks, strict=True)
+        return pd.DataFrame([metrics.segmentation(p, m, tolerance) for p, m in pairs])
 
 
 def train(run, study, *, size: int, options: dict, epochs: int, batch: int, lr: float, **facts):
@@ -45,8 +52,9 @@ def train(run, study, *, size: int, options: dict, epochs: int, batch: int, lr: 
             data.resized(part.images, part.masks, size)
             for part in (study.part("S-train"), study.part("S-val"))
         )
+        steps = segmentation.steps_of(len(train_part[0]), epochs, batch)
         model = segmentation.train(
-            "unet", *train_part, *val_part, epochs=epochs, batch=batch, lr=lr, seed=0, **options
+            "unet", *train_part, *val_part, steps=steps, batch=batch, lr=lr, seed=0, **options
         )
         write_json(folder / "config.json", {"size": size, "options": options})
         with aside(target) as temporary:

@@ -27,12 +27,10 @@ def beside_table2(table: pd.DataFrame) -> pd.DataFrame:
     """Table 2 of a run with the paper's Dice beside it, amounts matched by their rank.
 
     The paper does not say which network its rows with synthetic images used; they stand beside
-    the U-Net, which is the one that its text speaks of.
+    the U-Net, which is the one that its text speaks of, and for equal epochs, its schedule.
     """
     amounts = sorted(set(table["amount"]) - {0})
     rank = table["amount"].map({0: 0} | {a: i for i, a in enumerate(amounts, 1)})
-    return (
-        table.assign(rank=rank)
-        .merge(TABLE2, on=["network", "method", "rank"], how="left")
-        .drop(columns="rank")
-    )
+    told = TABLE2.assign(schedule="epochs")
+    keys = ["network", "method", "rank", "schedule"]
+    return table.assign(rank=rank).merge(told, on=keys, how="left").drop(columns="rank")

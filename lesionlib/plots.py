@@ -69,19 +69,28 @@ def save(fig, run, name: str):
     return fig
 
 
-def crops(images: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
-    """The square quarter (half the side) of each image around its lesion's centre, enlarged."""
-    size = images.shape[1]
-    half, cut = size // 2, []
-    for image, mask in zip(images, masks, strict=True):
-        centre = np.argwhere(mask).mean(axis=0)
-        top, left = np.clip(centre.round().astype(int) - half // 2, 0, size - half)
-        part = np.ascontiguousarray(image[top : top + half, left : left + half])
-        cut.append(cv2.resize(part, (256, 256), interpolation=cv2.INTER_CUBIC))
-    return cut
+def strongest_texture(images: np.ndarray) -> list[tuple]:
+    """For each image (S, S, 3) the square of half its side that holds most detail, as slices.
+
+    Detail is the mean absolute Laplacian of the brightness.
+    """
+    half, found = images.shape[1] // 2, []
+    for image in images:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        detail = np.abs(cv2.Laplacian(grey, cv2.CV_64F))
+        inside = cv2.boxFilter(detail, -1, (half, half), anchor=(0, 0))[:-half, :-half]
+        top, left = np.unravel_index(inside.argmax(), inside.shape)
+        found.append((slice(top, top + half), slice(left, left + half)))
+    return found
 
 
-def workflow(counts: dict, synthetic: int):
+def crops(images: np.ndarray, windows) -> list[np.ndarray]:
+    """The window of each image (S, S, 3), enlarged to 256 pixels."""
+    parts = [np.ascontiguousarray(x[w]) for x, w in zip(images, windows, strict=True)]
+    return [cv2.resize(part, (256, 256), interpolation=cv2.INTER_CUBIC) for part in parts]
+
+
+def workflow(counts: dict, synthetic: int, others=()):
     """Figure 2: what goes where, with the numbers of images of this run."""
     segment = f"S-train {counts['S-train']}, S-val {counts['S-val']}, S-test {counts['S-test']}"
     boxes = {  # name: (x, y, text)
@@ -91,7 +100,7 @@ def workflow(counts: dict, synthetic: int):
         "masks": (1, 1.6, f"{synthetic} masks\n(visual prompts)"),
         "controlnet": (2, 2.6, "ControlNet on a\nlocked base, DDIM"),
         "pix2pixhd": (2, 1.6, "Pix2PixHD"),
-        "pairs": (3, 2.1, "synthetic pairs"),
+        "pairs": (3, 2.1, "\n".join(["synthetic pairs", *(f"and those of {o}" for o in others)])),
         "networks": (3, 0.8, "U-Net, DCSAU-Net"),
         "tables": (4, 1.4, "Table 1: image quality\nTable 2: Dice on S-test"),
     }

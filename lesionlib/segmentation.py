@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn import functional
 
+from lesionlib import metrics
 from lesionlib.dcsaunet import DCSAUNet
 from lesionlib.errors import InputError
 from lesionlib.files import Log, write_csv
-from lesionlib.grid import Cell, grid  # noqa: F401 (callers take both from here)
-from lesionlib.metrics import dice
+from lesionlib.grid import Cell, source
 from lesionlib.progress import progress
 from lesionlib.provenance import code_digest, digest, record, recorded
 from lesionlib.training import batch_at, device, generator_at, load_checkpoint, save_checkpoint
@@ -68,8 +69,39 @@ def augment(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(diagonal, pairs.transpose(2, 3), pairs)
 
 
+TURN, SCALE, SHIFT, COLOUR = 180.0, (0.8, 1.25), 0.1, 0.2  # of classical augmentation
+
+
+def augment_classically(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Classical augmentation of uint8 (B, 4, S, S), image and mask (0/1), as float32.
+
+    On top of `augment`: rotation by any angle, scaling by 0.8 to 1.25, shifts of up to a tenth of
+    the side (mirrored at the border), brightness, contrast and saturation by up to a fifth.
+    """
+    pairs = augment(pairs, generator).float()
+    n, where = len(pairs), pairs.device
+    draw = torch.rand((n, 7), generator=generator).to(where)
+    angle = torch.deg2rad(TURN * (2 * draw[:, 0] - 1))
+    scale = SCALE[0] * (SCALE[1] / SCALE[0]) ** draw[:, 1]
+    shift = 2 * SHIFT * (2 * draw[:, 2:4] - 1)  # the square spans -1 to 1
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    matrix = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
+    places = functional.affine_grid(matrix, pairs.shape, align_corners=False)
+    pairs = functional.grid_sample(pairs, places, padding_mode="reflection", align_corners=False)
+    light, contrast, colour = ((1 + COLOUR * (2 * draw[:, 4:] - 1)).T)[..., None, None, None]
+    image = pairs[:, :3] * light
+    image = (image - image.mean((1, 2, 3), keepdim=True)) * contrast + image.mean(
+        (1, 2, 3), keepdim=True)
+    grey = image.mean(1, keepdim=True)
+    image = ((image - grey) * colour + grey).clamp(0, 255)
+    return torch.cat([image, (pairs[:, 3:] > 0.5).float()], dim=1)
+
+
+AUGMENTATIONS = {"flips": augment, "classical": augment_classically}
+
+
 def inputs(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, S, S) to what the networks take: scaled to [0, 1], less MEAN, over STD."""
+    """Images (B, 3, S, S) of 0 to 255 to what the networks take: in [0, 1], less MEAN, over STD."""
     return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
@@ -83,19 +115,24 @@ def _check(images, masks, what):
 
 
 def steps_of(n: int, epochs: int, batch: int) -> int:
-    """Optimiser steps of `train` on n images: epochs x ceil(n / batch), batch at least 2."""
+    """Optimiser steps of `epochs` on n images: epochs x ceil(n / batch), batch at least 2."""
     return epochs * -(-n // max(2, batch))
+
+
+@torch.inference_mode()
+def probabilities(model: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Probabilities of lesion (N, S, S), float32, for uint8 images (N, S, S, 3)."""
+    model.eval()
+    where, found = next(model.parameters()).device, []
+    for start in range(0, len(images), batch):
+        part = torch.from_numpy(images[start:start + batch]).to(where).permute(0, 3, 1, 2)
+        found.append(model(inputs(part))[:, 0].float().sigmoid().cpu().numpy())
+    return np.concatenate(found)
 
 
 def predict(model: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray:
     """Masks (N, S, S), uint8: 1 where the probability on uint8 (N, S, S, 3) is above 0.5."""
-    model.eval()
-    where, found = next(model.parameters()).device, []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            part = torch.from_numpy(images[start:start + batch]).to(where).permute(0, 3, 1, 2)
-            found.append((model(inputs(part))[:, 0] > 0).cpu().numpy())
-    return np.concatenate(found).astype(np.uint8)
+    return (probabilities(model, images, batch) > 0.5).astype(np.uint8)
 
 
 def _start(network, seed, lr, checkpoint, key, **options):
@@ -112,30 +149,33 @@ def _start(network, seed, lr, checkpoint, key, **options):
     return model, optimiser, (state["best"], state["score"], state["step"])
 
 
-def _loss(model, pairs, step, batch, seed):
+def _loss(model, pairs, step, batch, seed, change, kind):
     """Loss of one step on pairs (N, S, S, 4): image and mask as one picture."""
     chosen = pairs[batch_at(step, batch, len(pairs), seed).to(pairs.device)]  # (B, S, S, 4)
-    chosen = augment(chosen.permute(0, 3, 1, 2), generator_at(seed, step))  # (B, 4, S, S)
-    return dice_loss(model(inputs(chosen[:, :3])), chosen[:, 3:].float())
+    chosen = change(chosen.permute(0, 3, 1, 2), generator_at(seed, step))  # (B, 4, S, S)
+    with torch.autocast(pairs.device.type, kind or torch.bfloat16, enabled=kind is not None):
+        logits = model(inputs(chosen[:, :3]))
+    return dice_loss(logits.float(), chosen[:, 3:].float())
 
 
-def train(network: str, images, masks, val_images, val_masks, *, epochs: int, batch: int,
-          lr: float, seed: int, val_every: int | None = None, log_path=None, checkpoint=None,
-          key: str = "", **options) -> nn.Module:
+def train(network: str, images, masks, val_images, val_masks, *, steps: int, batch: int, lr: float,
+          seed: int, augmentation: str = "flips", precision: str = "no", looks: int = 10,
+          log_path=None, checkpoint=None, key: str = "", **options) -> nn.Module:
     """Train a network and return it with the weights of its best validation.
 
     `images` uint8 (N, S, S, 3), `masks` uint8 (N, S, S) of 0/1, `val_*` likewise, else ValueError.
-    Adam minimises `dice_loss` for `steps_of` steps on full batches cut from shuffled epochs. What
-    is drawn depends on (seed, step) alone: equal results on a CPU with equal threads. The mean
-    Dice per image of the val part is measured every `val_every` epochs (default: at most ten
-    times) and at the end, and logged to `log_path`. With `checkpoint`, a path, an interrupted
-    training of the same `key` goes on from there. `options` go to `build`.
+    Adam minimises `dice_loss` for `steps` steps on full batches cut from shuffled epochs, changed
+    by one of AUGMENTATIONS; `precision` no or bf16 (fp16 would need loss scaling). What is drawn
+    depends on (seed, step) alone: equal results on a CPU with equal threads. The mean Dice per
+    image of the val part is measured `looks` times, the last at the end, and logged to `log_path`.
+    With `checkpoint`, a path, an interrupted training of the same `key` goes on from there.
+    `options` go to `build`.
     """
     _check(images, masks, "training part")
     _check(val_images, val_masks, "validation part")
-    steps = steps_of(len(images), epochs, batch)
     batch = max(2, min(batch, len(images)))  # batch normalisation needs two
-    every = (val_every or -(-epochs // 10)) * (steps // epochs)
+    every, change = -(-steps // looks), AUGMENTATIONS[augmentation]
+    kind = {"no": None, "bf16": torch.bfloat16}[precision]
     model, optimiser, (best, score, start) = _start(network, seed, lr, checkpoint, key, **options)
     pairs = torch.from_numpy(np.concatenate([images, masks[..., None]], axis=-1)).to(device())
     log = Log(log_path, ["step", "loss", "val_dice"], start) if log_path else None
@@ -143,13 +183,13 @@ def train(network: str, images, masks, val_images, val_masks, *, epochs: int, ba
     for step in progress(range(start, steps), desc=network, total=steps, initial=start):
         model.train()
         optimiser.zero_grad(set_to_none=True)
-        loss = _loss(model, pairs, step, batch, seed)
+        loss = _loss(model, pairs, step, batch, seed, change, kind)
         loss.backward()
         optimiser.step()
         total, done = total + loss.detach(), done + 1
         if (step + 1) % every and step + 1 < steps:
             continue
-        val = float(dice(predict(model, val_images), val_masks).mean())
+        val = float(metrics.dice(predict(model, val_images), val_masks).mean())
         if val >= score:
             best, score = copy.deepcopy(model.state_dict()), val
         if log:
@@ -163,59 +203,102 @@ def train(network: str, images, masks, val_images, val_masks, *, epochs: int, ba
     return model.eval()
 
 
-def _training_part(cell, parts, synthetic):
-    """S-train with the first `cell.amount` synthetic pairs behind it: images, masks."""
-    if not cell.amount:
-        return parts["S-train"][:2]
+def training_part(cell: Cell, images, masks, synthetic, order=None):
+    """Images and masks that a cell is trained on.
+
+    The first `cell.share` percent of S-train (`images`, `masks`), then the first `cell.amount`
+    synthetic pairs: `synthetic` is (images, masks, mask_fidelity) or None. Of a method that ends
+    in "_best", the pairs of the highest mask fidelity come first. InputError if there are too few.
+    """
+    real = round(len(images) * cell.share / 100)
     there = 0 if synthetic is None else len(synthetic[0])
     if there < cell.amount:
         raise InputError(f"cell {cell.id}", f"it needs {cell.amount} synthetic pairs of "
-                         f"{cell.method}; there are {there}",
+                         f"{source(cell.method)}; there are {there}",
                          "lower `synthetic_amounts`, or generate more pairs (notebooks 02 to 04)")
-    return tuple(np.concatenate([own, added[:cell.amount]])
-                 for own, added in zip(parts["S-train"][:2], synthetic, strict=True))
+    if not cell.amount:
+        return images[:real], masks[:real]
+    chosen = np.arange(there)
+    if cell.method.endswith("_best"):
+        chosen = np.argsort(-np.asarray(synthetic[2]), kind="stable")
+    chosen = chosen[:cell.amount]
+    return tuple(np.concatenate([own[:real], added[chosen]])
+                 for own, added in zip((images, masks), synthetic[:2], strict=True))
+
+
+def measured(model, tests: dict, tolerance: float) -> pd.DataFrame:
+    """`metrics.segmentation` of every test image: columns test, id and the measures.
+
+    `tests` maps a name to (images (N, S, S, 3), N masks at their own resolution, ids).
+    """
+    rows = []
+    for name, (images, masks, ids) in tests.items():
+        found = zip(ids, probabilities(model, images), masks, strict=True)
+        rows += [{"test": name, "id": one} | metrics.segmentation(probability, mask, tolerance)
+                 for one, probability, mask in found]
+    return pd.DataFrame(rows)
 
 
 def _read(path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype={"id": str, "method": str}, float_precision="round_trip")
+    text = {"id": str, "method": str, "test": str}
+    return pd.read_csv(path, dtype=text, float_precision="round_trip")
 
 
-def run_cell(cell: Cell, parts: dict, synthetic, options: dict, folder,
-             fingerprint: str = "") -> pd.DataFrame:
-    """Train and test one cell: a row per S-test image, kept in `folder`/ID.csv.
+def run_cell(cell: Cell, parts: dict, synthetic, tests: dict, *, epochs: int, matched_steps: int,
+             tolerance: float, options: dict, folder, fingerprint: str = "") -> pd.DataFrame:
+    """Train and test one cell: a row per test image, and what the training was.
 
-    `parts` maps S-train, S-val, S-test to (images, masks, ids); `synthetic` is (images, masks)
-    of the method or None, InputError if too few; `options` go to `train`. Columns: network,
-    method, amount, seed, id, dice, and the same in every row: steps, seconds, val_dice. The file
-    is read back if its record has the key of cell, options, code, and `fingerprint` (of inputs).
+    `parts` maps S-train and S-val to (images, masks); `synthetic` as in `training_part`; `tests`
+    as in `measured`; `options` go to `train`. Under the schedule "steps" a cell gets
+    `matched_steps`, else `epochs`. Columns: those of the cell, test, id, the measures of
+    `metrics.segmentation`, and the same in every row: pairs, steps, seconds, val_dice. Results are
+    kept in `folder` by the digest of all that determines them (cell, options, code, `fingerprint`
+    of the inputs) and read back; two cells that are the same training share one.
     """
-    path = Path(folder) / f"{cell.id}.csv"
-    key = digest(asdict(cell), options, fingerprint, code_digest("segmentation"))
-    if path.exists() and recorded(path).get("key") == key:
-        return _read(path)
-    images, masks = _training_part(cell, parts, synthetic)
-    began, checkpoint = time.monotonic(), path.with_suffix(".pt")
-    model = train(cell.network, images, masks, *parts["S-val"][:2], seed=cell.seed, key=key,
-                  log_path=path.parent / "logs" / path.name, checkpoint=checkpoint, **options)
-    val, test = (dice(predict(model, parts[name][0]), parts[name][1])
-                 for name in ("S-val", "S-test"))
-    facts = {"steps": steps_of(len(images), options["epochs"], options["batch"]),
-             "seconds": round(time.monotonic() - began, 2), "val_dice": val.mean()}
-    rows = pd.DataFrame({**asdict(cell), "id": parts["S-test"][2], "dice": test, **facts})
-    Path(f"{path}.json").unlink(missing_ok=True)  # a record never describes another file
-    write_csv(path, rows)
-    record(path, key=key, cell=cell.id, options=options, fingerprint=fingerprint, **facts)
-    checkpoint.unlink(missing_ok=True)
-    return _read(path)
+    images, masks = training_part(cell, *parts["S-train"], synthetic)
+    steps = matched_steps if cell.schedule == "steps" else None
+    steps = steps or steps_of(len(images), epochs, options["batch"])
+    trained_on = cell.method if cell.amount else "real", cell.amount, cell.share
+    options = options | {"augmentation": "classical" if cell.method == "classical" else "flips",
+                         "steps": steps, "seed": cell.seed}
+    key = digest(cell.network, trained_on, options, tolerance, fingerprint,
+                 code_digest("segmentation"))
+    path = Path(folder) / f"{key}.csv"
+    if not path.exists() or recorded(path).get("key") != key:
+        began, checkpoint = time.monotonic(), path.with_suffix(".pt")
+        model = train(cell.network, images, masks, *parts["S-val"], key=key, checkpoint=checkpoint,
+                      log_path=path.parent / "logs" / path.name, **options)
+        val = metrics.dice(predict(model, parts["S-val"][0]), parts["S-val"][1])
+        facts = {"pairs": len(images), "steps": steps, "val_dice": val.mean(),
+                 "seconds": round(time.monotonic() - began, 2)}
+        rows = measured(model, tests, tolerance).assign(**facts)
+        Path(f"{path}.json").unlink(missing_ok=True)  # a record never describes another file
+        write_csv(path, rows)
+        record(path, key=key, cell=cell.id, options=options, fingerprint=fingerprint, **facts)
+        checkpoint.unlink(missing_ok=True)
+    rows = _read(path)
+    for place, (name, value) in enumerate(asdict(cell).items()):
+        rows.insert(place, name, value)
+    return rows
+
+
+ARM = ["network", "method", "amount", "share", "schedule"]
+MEASURES = ["dice", "iou", "iou65", "hd95", "nsd", "brier", "ece"]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per network, method, amount, seed: mean `dice` per image and number of `images`."""
-    groups = rows.groupby(["network", "method", "amount", "seed"], sort=False)["dice"]
-    return groups.agg(dice="mean", images="size").reset_index()
+    """Per arm, test set and seed: mean per image of MEASURES, `dice_pooled`, number of `images`."""
+    groups = rows.groupby([*ARM, "test", "seed"], sort=False)
+    found = groups[MEASURES].mean()
+    found["dice_pooled"] = groups[["tp", "fp", "fn"]].apply(metrics.pooled_dice)
+    found["images"] = groups.size()
+    return found.join(groups[["pairs", "steps", "seconds", "val_dice"]].first()).reset_index()
 
 
 def table2(per_seed: pd.DataFrame) -> pd.DataFrame:
-    """Per network, method, amount: mean and sample sd of `dice` over seeds (one seed: NaN)."""
-    groups = per_seed.groupby(["network", "method", "amount"], sort=False)["dice"]
-    return groups.agg(dice_mean="mean", dice_sd="std", seeds="size").reset_index()
+    """Per arm and test set: mean and sample sd of `dice` over seeds (one seed: NaN), the means of
+    the other measures, optimiser `steps`, number of `seeds`."""
+    groups = per_seed.groupby([*ARM, "test"], sort=False)
+    found = groups["dice"].agg(dice_mean="mean", dice_sd="std", seeds="size")
+    others = ["dice_pooled", *MEASURES[1:], "pairs", "steps"]
+    return found.join(groups[others].mean()).reset_index()

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from lesionlib import catalogue, prompts
 from lesionlib.errors import InputError, require
 from lesionlib.files import aside, read_json, resolve, write_csv, write_json, write_npy
-from lesionlib.masks import random_masks
+from lesionlib.masks import MODES, random_masks
 from lesionlib.progress import progress
 from lesionlib.provenance import digest, file_digest, record, recorded
 
@@ -33,7 +33,7 @@ def ask(run, study, *, n, size, mode, seed, prompt, details, draw, **facts):
     labels = prompts.draw(wishes, n, seed, how)
     texts = prompts.of_table(labels, prompt, details, shapes)
     write_npy(folder / "conditions.npy", shapes)
-    known = ["diagnosis", *prompts.ATTRIBUTES]
+    known = [name for name in catalogue.LABELS if name in labels]
     table = labels[known].assign(index=range(n), prompt=texts, mode=mode, seed=seed)
     write_csv(folder / "conditions.csv", table[["index", "prompt", "mode", "seed", *known]])
     record(
@@ -55,6 +55,24 @@ def asked(run):
     facts = read_json(require(folder / "conditions.csv.json", "02_masks"))
     shapes = np.load(require(folder / "conditions.npy", "02_masks"))
     return shapes, table["prompt"].tolist(), facts["conditions"]
+
+
+def varied(run, study, name: str, n: int, prompt, details):
+    """Masks (n, S, S) and prompts of a control set: the first n that were asked, one thing changed.
+
+    `name` as in `grid.control_sets`: controlnet_MODE draws masks by another mode, controlnet_empty
+    leaves the prompts empty, base changes neither (it is sampled without control).
+    """
+    shapes, texts, _ = asked(run)
+    kind = name.removeprefix("controlnet_")
+    if kind not in MODES:
+        return shapes[:n], [""] * n if kind == "empty" else texts[:n]
+    empty = {name: [""] for name in (*prompts.ATTRIBUTES, "age")}
+    path = resolve(run) / "data" / "conditions.csv"
+    table = pd.read_csv(path, nrows=n, keep_default_na=False, na_values=empty)
+    real, seed = study.part("G").masks, int(table["seed"].iloc[0])
+    shapes = random_masks(n, shapes.shape[1], seed=seed, mode=kind, real=real)
+    return shapes, prompts.of_table(table, prompt, details, shapes)
 
 
 def _write_png(path, array, facts=None):
@@ -144,6 +162,19 @@ def load(folder, notebook: str):
     ]
     fingerprint = read_json(require(folder / "manifest.csv.json", notebook))["images"]
     return images, (np.stack(masks) > 127).astype(np.uint8), fingerprint
+
+
+def made_by(name: str) -> str:
+    """The notebook that makes a set; sets from elsewhere come with ./run_all.sh --synthetic."""
+    return "04_pix2pixhd" if name == "pix2pixhd" else "03_controlnet"
+
+
+def with_facts(run, name: str):
+    """A run's synthetic set for training: (images, masks, mask_fidelity), record, fingerprint."""
+    folder = resolve(run) / "synthetic" / name
+    images, masks, fingerprint = load(folder, made_by(name))
+    fidelity = pd.read_csv(folder / "manifest.csv")["mask_fidelity"].to_numpy()
+    return (images, masks, fidelity), read_json(folder / "manifest.csv.json"), fingerprint
 
 
 def remark(run, method: str) -> str:
