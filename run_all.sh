@@ -29,6 +29,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   install() { "$bin/python" -m uv pip install -q --compile-bytecode --python "$bin/python" "$@"; }
   install --require-hashes -r requirements.txt ||
     fail "the packages could not be installed; see the message above. Is the package index reached?"
+  install --require-hashes --no-deps -r requirements-test.txt || fail "the tests' packages: see above."
   # elasticdeform's wheels do not work with NumPy 2: it is compiled, where there is a compiler.
   install --require-hashes --no-deps --no-binary elasticdeform -r requirements-source.txt ||
     echo "No C compiler: elastic deformation will use SciPy instead of elasticdeform." >&2

@@ -125,13 +125,13 @@ def skin_tone(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return tones
 
 
+def shrunk(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Pictures (N, S, S, …) at another size, areas averaged."""
+    if pictures.shape[1] == size:
+        return np.ascontiguousarray(pictures)
+    return np.stack([cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA) for x in pictures])
+
+
 def resized(images: np.ndarray, masks: np.ndarray, size: int):
-    """Images (N, S, S, 3) and masks (N, S, S) at another size, areas averaged."""
-    if images.shape[1] == size:
-        return np.ascontiguousarray(images), np.ascontiguousarray(masks)
-    small = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images]
-    soft = [
-        cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-        for mask in masks
-    ]
-    return np.stack(small), (np.stack(soft) > 0.5).astype(np.uint8)
+    """Images (N, S, S, 3) and masks (N, S, S) of 0 and 1 at another size, areas averaged."""
+    return shrunk(images, size), (shrunk(np.float32(masks), size) > 0.5).astype(np.uint8)

@@ -32,8 +32,7 @@ class Judge:
 
     def measures(self, images: np.ndarray, masks: np.ndarray, tolerance: float) -> pd.DataFrame:
         """`metrics.segmentation` of its predictions, a row per image, at the size of `masks`."""
-        small = data.resized(images, masks, self.size)[0]
-        found = segmentation.probabilities(self.model, small)
+        found = segmentation.probabilities(self.model, data.shrunk(images, self.size))
         pairs = zip(found, masks, strict=True)
         return pd.DataFrame([metrics.segmentation(p, m, tolerance) for p, m in pairs])
 

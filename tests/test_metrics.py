@@ -1,9 +1,15 @@
 """Metrics against values worked out by hand, and their order: better is better."""
 
-import numpy as np
-import pytest
+import sys
+import zipfile
 
-from lesionlib import metrics
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lesionlib import curation, metrics
 
 
 def flat(*values, size=8):
@@ -106,10 +112,123 @@ def test_dice_by_hand():
 
 
 def test_pooled_dice_by_hand():
-    assert metrics.dice_pooled(*masks()) == pytest.approx(2 * 6 / (9 + 7))
-    empty = np.zeros((2, 4, 4), np.uint8)
-    assert metrics.dice_pooled(empty, empty) == 1.0
-    assert isinstance(metrics.dice_pooled(*masks()), float)
+    pred, target = masks()
+    rows = pd.DataFrame([metrics.segmentation(*pair) for pair in zip(pred, target, strict=True)])
+    assert metrics.pooled_dice(rows) == pytest.approx(2 * 6 / (9 + 7))
+    nothing = pd.DataFrame([metrics.segmentation(pred[0] * 0, target[0] * 0)])
+    assert metrics.pooled_dice(nothing) == 1.0
+
+
+def squares():
+    """Predicted and true masks (H, W) with what is known of them."""
+    empty = np.zeros((40, 60), np.uint8)
+    square, shifted, pixel = empty.copy(), empty.copy(), empty.copy()
+    square[10:30, 10:30] = 1
+    shifted[10:30, 14:34] = 1
+    pixel[10, 10] = 1
+    diagonal = np.hypot(40, 60)
+    return {
+        "same": (square, square, dict(dice=1, iou65=1, hd95=0, nsd=1, brier=0, ece=0)),
+        "both empty": (empty, empty, dict(dice=1, iou=1, iou65=1, hd95=0, nsd=1, brier=0)),
+        "nothing found": (empty, square, dict(dice=0, iou65=0, hd95=1, nsd=0, fn=400 / 2400)),
+        "all found": (1 - empty, square, dict(dice=800 / 2800, iou=400 / 2400, fp=2000 / 2400)),
+        "moved by four": (shifted, square, dict(
+            dice=0.8, iou=320 / 480, iou65=320 / 480, hd95=4 / diagonal, brier=160 / 2400)),
+        "one pixel": (pixel, square, dict(
+            dice=2 / 401, tp=1 / 2400, hd95=np.percentile(
+                [np.hypot(y - 10, x - 10) for y, x in np.argwhere(metrics._outline(square > 0))],
+                95) / diagonal)),
+    }
+
+
+@pytest.mark.parametrize("case", squares())
+def test_measures_of_hand_made_masks(case):
+    pred, target, wanted = squares()[case]
+    found = metrics.segmentation(pred.astype(np.float32), target)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+
+
+def test_below_0_65_the_thresholded_jaccard_is_zero():
+    assert metrics.thresholded_jaccard([0.649, 0.65, 0.9]).tolist() == [0, 0.65, 0.9]
+
+
+def shapes(n=12, seed=0):
+    """Random predictions and targets of several sizes, all with something in them."""
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        size = rng.integers(30, 90, 2)
+        y, x = np.mgrid[: size[0], : size[1]]
+        pair = []
+        for _ in range(2):
+            centre, radii = rng.uniform(0.3, 0.7, 2) * size, rng.uniform(0.15, 0.6, 2) * size
+            pair.append((((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1))
+        yield pair
+
+
+def test_boundary_distances_are_those_of_monai():
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+    for pred, target in shapes():
+        ours = metrics.boundary(pred, target, 0.05)
+        both = [torch.from_numpy(mask)[None, None] for mask in (pred, target)]
+        diagonal = np.hypot(*pred.shape)
+        theirs = compute_hausdorff_distance(*both, include_background=True, percentile=95)
+        assert ours["hd95"] * diagonal == pytest.approx(theirs.item(), abs=1e-4)
+        near = compute_surface_dice(*both, [0.05 * diagonal], include_background=True)
+        assert ours["nsd"] == pytest.approx(near.item(), abs=1e-6)
+
+
+def test_the_whole_hausdorff_distance_is_scikit_images():
+    from skimage.metrics import hausdorff_distance
+
+    for pred, target in shapes(seed=1):
+        ours = max(apart.max() for apart in metrics.surface_distances(pred, target))
+        assert ours == pytest.approx(hausdorff_distance(*map(metrics._outline, (pred, target))))
+
+
+def test_overlap_is_that_of_the_official_scorer_and_128_is_background(tmp_path):
+    sys.modules.setdefault("zipfile_deflate64", zipfile)  # of its zip reader, which we do not use
+    from isic_challenge_scoring.segmentation import SegmentationScore
+
+    rows, rng = [], np.random.default_rng(5)
+    for name in ("truth", "found"):
+        (tmp_path / name).mkdir()
+    for i, pair in enumerate(shapes()):
+        for name, mask in zip(("truth", "found"), pair, strict=True):
+            ground = rng.choice([0, 128], mask.shape, p=[0.9, 0.1])
+            grey = np.where(mask, 255, ground).astype(np.uint8)
+            Image.fromarray(grey).save(tmp_path / name / f"ISIC_{i:07d}.png")
+        photo = tmp_path / "image.png"
+        Image.fromarray(rng.integers(0, 255, (*mask.shape, 3), np.uint8)).save(photo)
+        target, pred = (curation.whole_mask(photo, tmp_path / name / f"ISIC_{i:07d}.png")
+                        for name in ("truth", "found"))
+        rows.append(metrics.segmentation(pred.astype(np.float32), target))
+    ours = pd.DataFrame(rows).mean()
+    theirs = SegmentationScore.from_dir(tmp_path / "truth", tmp_path / "found")
+    assert ours["iou65"] == pytest.approx(theirs.overall)
+    assert 0 < theirs.overall < theirs.macro_average["jaccard"]  # some lie below 0.65
+    for name, other in (("dice", "dice"), ("iou", "jaccard")):
+        assert ours[name] == pytest.approx(theirs.macro_average[other])
+
+
+def test_calibration_of_known_probabilities():
+    target = np.zeros((10, 10), bool)
+    target[:3] = True  # three tenths of the pixels
+    honest = metrics.calibration(np.full((10, 10), 0.3), target)
+    assert honest == pytest.approx({"brier": 0.3 * 0.7, "ece": 0})
+    sure = metrics.calibration(np.full((10, 10), 0.95), target)
+    assert sure["ece"] == pytest.approx(0.65)
+    right = metrics.calibration(target.astype(float), target)
+    assert right == pytest.approx({"brier": 0, "ece": 0})
+
+
+def test_a_prediction_is_measured_at_the_masks_own_resolution():
+    small = np.zeros((16, 16), np.float32)
+    small[4:12, 4:12] = 1
+    target = np.zeros((96, 128), np.uint8)
+    target[24:72, 32:96] = 1
+    assert metrics.segmentation(small, target)["dice"] > 0.97
+    assert metrics.segmentation(small.T[::-1] * 0.49, target)["dice"] == 0
 
 
 def test_dice_counts_beyond_eight_bits():
@@ -117,7 +236,6 @@ def test_dice_counts_beyond_eight_bits():
     half = full.copy()
     half[:, 32:] = 0
     assert metrics.dice(full, half) == pytest.approx([2 / 3])
-    assert metrics.dice_pooled(full, half) == pytest.approx(2 / 3)
 
 
 def test_dice_rises_with_overlap():
@@ -138,8 +256,7 @@ def test_wrong_arrays_are_refused():
         with pytest.raises(ValueError, match="must both be"):
             metrics.ssim(flat(0), other)
     pred, target = masks()
-    for measure in (metrics.dice, metrics.dice_pooled):
-        with pytest.raises(ValueError, match="0 and 1"):
-            measure(pred * 255, target)
-        with pytest.raises(ValueError, match="must both be"):
-            measure(pred[:2], target)
+    with pytest.raises(ValueError, match="0 and 1"):
+        metrics.dice(pred * 255, target)
+    with pytest.raises(ValueError, match="must both be"):
+        metrics.dice(pred[:2], target)
