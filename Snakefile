@@ -183,7 +183,7 @@ for name, where in cfg["others"].items():
         params:
             code=code_digest("elsewhere"),
             files=state(where),
-            values=[RUN, name, where, cfg["image_size"], cfg["fit"]],
+            values=[RUN, name, where, cfg["fit"]],
         log:
             f"{RUN}/logs/elsewhere_{name}.txt",
         shell:

@@ -1,6 +1,6 @@
 """Image-mask pairs from elsewhere: somebody's generator, or a further test set.
 
-`python -m lesionlib.elsewhere RUN NAME WHERE SIZE FIT` imports a set of synthetic pairs.
+`python -m lesionlib.elsewhere RUN NAME WHERE FIT` imports a set of synthetic pairs.
 """
 
 import sys
@@ -32,15 +32,15 @@ def pairs(where, size: int, fit: str, work, bad_inputs: str = "skip"):
     return used, *(np.load(Path(work) / name) for name in ("images.npy", "masks.npy"))
 
 
-def read_test_set(run, name: str, where, study, *, size: int, fit: str, bad_inputs: str = "skip"):
+def read_test_set(run, name: str, where, study, *, fit: str, bad_inputs: str = "skip"):
     """Read a further test set into data/external/NAME of a run; returns how many pairs it has.
 
     Pictures that the study has too, by id or by `distribution.copies`, are left out, with a
     warning: parts of ISIC 2016 and 2017 are in ISIC 2018. InputError if none is left.
     """
     folder = resolve(run) / "data" / "external" / name
-    table, images, _ = pairs(where, size, fit, folder / "pixels", bad_inputs)
-    known = table["id"].isin(study.table["id"]).to_numpy()
+    table, images, _ = pairs(where, study.images.shape[1], fit, folder / "pixels", bad_inputs)
+    known = table["id"].isin(study.table["id"]).to_numpy(copy=True)
     known[distribution.copies(study.images, images)["made"].astype(int)] = True
     if known.any():
         first = table["id"][known.argmax()]
@@ -68,7 +68,7 @@ def has_generated(where) -> bool:
     return (resolve(where) / "generated").is_dir()
 
 
-def _images_by_id(folder, ids, masks, size, fit):
+def _images_by_id(folder, ids, size, fit):
     """Images (n, size, size, 3) of `folder`, whose files are called by `ids`."""
     files = catalogue.image_files(folder, "--synthetic")[0]
     missing = [name for name in ids if name not in files]
@@ -78,27 +78,27 @@ def _images_by_id(folder, ids, masks, size, fit):
     return np.stack([curation.read_image(files[name], size, fit) for name in ids])
 
 
-def read_synthetic(run, name: str, where, *, size: int, fit: str):
+def read_synthetic(run, name: str, where, *, fit: str):
     """Import somebody's synthetic pairs as synthetic/NAME and, if there, generated/NAME.
 
     `where` holds images/ and masks/ of one stem each; generated/ID.png, optional, are images for
     the masks of S-test; trained_on.csv, optional, lists the ids (column id) of the generator's
-    training images. Without it, a synthetic image that shows a picture of S-val or S-test is an
-    InputError, as it is for any set whose training images are among S (`leakage`).
+    training images. Without it, a synthetic image that shows a picture of S is an InputError, as a
+    listed image of S is for the notebooks (`leakage`).
     """
     study, folder, ask = data.load(run), resolve(run), judge.load(run)
-    work = folder / "checkpoints" / "elsewhere" / name
+    work, size = folder / "checkpoints" / "elsewhere" / name, study.images.shape[1]
     table, images, masks = pairs(where, size, fit, work)
     listed = resolve(where) / TRAINED_ON
     trained_on = None
     if listed.exists():
         trained_on = catalogue.read_table(listed, "--synthetic")["id"].tolist()
     else:
-        held = study.images[study.table["split"].isin(["S-val", "S-test"]).to_numpy()]
+        held = study.images[(study.table["split"] != "G").to_numpy()]
         copies = distribution.copies(held, images)
         if len(copies):
-            raise InputError(table["image"][copies["made"].iloc[0]], "it shows a picture of S-val "
-                             "or S-test", "make synthetic images without them")
+            raise InputError(table["image"][copies["made"].iloc[0]], "it shows a picture of S",
+                             f"train the generator on G only and list its images in {TRAINED_ON}")
     facts = dict(seed="", settings={"from": str(where)}, model=digest(images, masks), judge=ask)
     options = facts | {"trained_on": trained_on, "data": study.fingerprint}
     synthetic.fill(folder / "synthetic" / name, masks, [""] * len(masks), lambda i: iter(images[i]),
@@ -111,5 +111,5 @@ def read_synthetic(run, name: str, where, *, size: int, fit: str):
 
 
 if __name__ == "__main__":
-    run, name, where, size, fit = sys.argv[1:]
-    read_synthetic(run, name, where, size=int(size), fit=fit)
+    *arguments, framing = sys.argv[1:]
+    read_synthetic(*arguments, fit=framing)

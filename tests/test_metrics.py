@@ -161,7 +161,7 @@ def shapes(n=12, seed=0):
         pair = []
         for _ in range(2):
             centre, radii = rng.uniform(0.3, 0.7, 2) * size, rng.uniform(0.15, 0.6, 2) * size
-            pair.append((((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1))
+            pair.append(((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1)
         yield pair
 
 

@@ -8,8 +8,8 @@ import torch
 from lesionlib import segmentation
 from lesionlib.errors import InputError
 from lesionlib.files import Log
+from lesionlib.grid import Cell
 from lesionlib.metrics import dice
-from lesionlib.segmentation import Cell, grid
 
 SMALL = {"encoder": "timm-mobilenetv3_small_minimal_100", "decoder_channels": (32, 16, 8),
          "batch": 8, "lr": 1e-2}
@@ -27,9 +27,10 @@ def discs(n, seed, size=32):
 
 
 def fitted(seed=0, epochs=2, network="unet", n=8, **options):
-    val = discs(4, 1)
-    return segmentation.train(network, *discs(n, 0)[:2], *val[:2], epochs=epochs, seed=seed,
-                              **{**SMALL, **options})
+    val, options = discs(4, 1), {**SMALL, **options}
+    steps = segmentation.steps_of(n, epochs, options["batch"])
+    return segmentation.train(network, *discs(n, 0)[:2], *val[:2], steps=steps, seed=seed,
+                              **options)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,22 +44,20 @@ def one_thread():
 
 @pytest.fixture
 def parts():
-    return {"S-train": discs(6, 0), "S-val": discs(3, 1), "S-test": discs(4, 2)}
+    return {"S-train": discs(6, 0)[:2], "S-val": discs(3, 1)[:2]}
 
 
-def test_the_grid_is_complete_and_in_order():
-    cells = grid(["unet", "dcsaunet"], ["controlnet", "pix2pixhd"], [100, 300, 500], [0, 1, 2])
-    assert len(cells) == len(set(cells)) == 2 * (1 + 2 * 3) * 3 == 42
-    assert [cell.id for cell in cells[:4]] == ["unet-real-0-seed0", "unet-real-0-seed1",
-                                               "unet-real-0-seed2", "unet-controlnet-100-seed0"]
-    assert cells[20].id == "unet-pix2pixhd-500-seed2" and cells[21].id == "dcsaunet-real-0-seed0"
+@pytest.fixture
+def tests():
+    """S-test, whose masks are twice as large as the images, and another test set."""
+    images, masks, ids = discs(4, 2)
+    others, small, names = discs(2, 8)
+    return {"S-test": (images, masks.repeat(2, 1).repeat(2, 2), ids), "clinic": (others, small,
+                                                                                 names)}
 
 
-def test_ids_round_trip():
-    cells = grid(segmentation.NETWORKS, ["controlnet", "pix2pixhd"], [5], [0, 12])
-    assert [Cell.parse(cell.id) for cell in cells] == cells
-    with pytest.raises(ValueError, match="unet-controlnet-100-seed0"):
-        Cell.parse("nonsense")
+def cell(method="real", amount=0, share=100, schedule="epochs", seed=0, network="unet"):
+    return Cell(network, method, amount, share, schedule, seed)
 
 
 def test_an_unknown_network_is_named_with_the_valid_ones():
@@ -97,6 +96,35 @@ def test_augmentation_reaches_eight_positions_and_moves_image_and_mask_together(
     assert torch.equal(moved[:, 0], moved[:, 1])
     assert len(torch.unique(moved[:, 0].flatten(1), dim=0)) == 8
     assert (moved[:, 0].flatten(1).sort().values == torch.arange(4)).all()
+
+
+def test_classical_augmentation_moves_the_lesion_and_its_mask_together_and_changes_colours():
+    images, masks, _ = discs(1, 0)
+    lesion = np.where(masks[..., None], 255, 0).astype(np.uint8).repeat(3, -1)
+    pairs = np.concatenate([lesion, masks[..., None]], -1).repeat(60, 0).transpose(0, 3, 1, 2)
+    moved = segmentation.augment_classically(torch.from_numpy(pairs.copy()),
+                                             torch.Generator().manual_seed(0))
+    assert moved.dtype == torch.float32 and set(moved[:, 3].unique().tolist()) == {0, 1}
+    assert moved[:, :3].min() >= 0 and moved[:, :3].max() <= 255
+    seen = moved[:, :3].mean(1)
+    bright = seen > (seen.amin((1, 2)) + seen.amax((1, 2)))[:, None, None] / 2
+    assert dice(bright.numpy(), moved[:, 3].numpy().astype(np.uint8)).min() > 0.95
+    areas = moved[:, 3].sum((1, 2)) / masks.sum()
+    assert areas.min() < 0.8 and areas.max() > 1.25  # 0.64 to 1.56 by scaling alone
+    brightest = seen.amax((1, 2))
+    assert brightest.min() < 230 and len(brightest.unique()) > 20
+
+
+def test_classical_augmentation_is_drawn_anew_for_each_and_repeats_with_its_seed():
+    pairs = torch.from_numpy(discs(1, 0)[0]).permute(0, 3, 1, 2)
+    pairs = torch.cat([pairs, (pairs[:, :1] > 100).to(torch.uint8)], 1).repeat(5, 1, 1, 1)
+    one, again, other = (segmentation.augment_classically(pairs, torch.Generator().manual_seed(s))
+                         for s in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert len(torch.unique(one.flatten(1), dim=0)) == 5
+    images, masks, _ = discs(16, 2)
+    found = segmentation.predict(fitted(epochs=20, n=16, augmentation="classical"), images)
+    assert dice(found, masks).mean() > 0.8
 
 
 def test_training_separates_what_is_separable(tmp_path):
@@ -164,51 +192,83 @@ def test_unusable_arrays_are_refused():
     good = (images, masks)
     for bad in ((images / 255, masks), (images, masks * 255), (images[:0], masks[:0])):
         with pytest.raises(ValueError, match="training part"):
-            segmentation.train("unet", *bad, *good, epochs=1, seed=0, **SMALL)
+            segmentation.train("unet", *bad, *good, steps=1, seed=0, **SMALL)
 
 
-def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, monkeypatch):
-    cell, pairs = Cell("unet", "controlnet", 3, 0), discs(5, 4)[:2]
-    options = {**SMALL, "epochs": 1}
-    first = segmentation.run_cell(cell, parts, pairs, options, tmp_path, "a")
-    assert list(first) == ["network", "method", "amount", "seed", "id", "dice", "steps", "seconds",
-                           "val_dice"]
-    assert list(first["id"]) == ["000", "001", "002", "003"]
-    assert set(first["steps"]) == {2}  # 6 + 3 images in batches of 8
+HOW = {"epochs": 1, "matched_steps": 3, "tolerance": 0.05, "options": SMALL}
+
+
+def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, tests, monkeypatch):
+    images, masks, _ = discs(5, 4)
+    pairs, how = (images, masks, np.linspace(0, 1, 5)), HOW | {"folder": tmp_path}
+    one = cell("controlnet", 3)
+    first = segmentation.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
+    assert list(first) == [
+        "network", "method", "amount", "share", "schedule", "seed", "test", "id", "dice", "iou",
+        "iou65", "hd95", "nsd", "brier", "ece", "tp", "fp", "fn", "pairs", "steps", "val_dice",
+        "seconds"]
+    assert list(first["test"]) == ["S-test"] * 4 + ["clinic"] * 2
+    assert list(first["id"]) == ["000", "001", "002", "003", "000", "001"]
+    assert set(first["steps"]) == {2} and set(first["pairs"]) == {9}  # 9 in batches of 8
     sizes = []
 
     def refuse(network, images, *args, **options):
-        sizes.append(len(images))
+        sizes.append((len(images), options["steps"], options["augmentation"]))
         raise RuntimeError("it trains")
 
     monkeypatch.setattr(segmentation, "train", refuse)
-    pd.testing.assert_frame_equal(
-        segmentation.run_cell(cell, parts, pairs, options, tmp_path, "a"), first, check_exact=True)
-    for changed in ((options, "b"), ({**options, "epochs": 2}, "a")):
+    again = segmentation.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
+    pd.testing.assert_frame_equal(again, first, check_exact=True)
+    same = cell("controlnet", 3, schedule="steps")  # the same training under another name
+    shared = segmentation.run_cell(same, parts, pairs, tests, fingerprint="a",
+                                   **how | {"matched_steps": 2})
+    assert shared["dice"].equals(first["dice"]) and set(shared["schedule"]) == {"steps"}
+    for number, changed in ((one, {"fingerprint": "b"}), (one, {"epochs": 2}), (same, {}),
+                            (one, {"tolerance": 0.1}), (cell(), {}), (cell("classical"), {}),
+                            (cell("controlnet", 3, 50), {}), (cell("controlnet", 3, 0), {}),
+                            (cell("controlnet", 3, seed=1), {})):
         with pytest.raises(RuntimeError, match="it trains"):
-            segmentation.run_cell(cell, parts, pairs, changed[0], tmp_path, changed[1])
-    with pytest.raises(RuntimeError, match="it trains"):
-        segmentation.run_cell(Cell("unet", "real", 0, 0), parts, None, options, tmp_path, "a")
-    assert sizes == [9, 9, 6]
+            changed = how | {"fingerprint": "a"} | changed
+            segmentation.run_cell(number, parts, pairs, tests, **changed)
+    assert sizes == [(9, 2, "flips"), (9, 4, "flips"), (9, 3, "flips"), (9, 2, "flips"),
+                     (6, 1, "flips"), (6, 1, "classical"), (6, 1, "flips"), (3, 1, "flips"),
+                     (9, 2, "flips")]
 
 
-def test_too_few_synthetic_pairs_are_refused(tmp_path, parts):
-    cell = Cell("unet", "pix2pixhd", 7, 0)
-    for pairs, there in ((discs(5, 4)[:2], 5), (None, 0)):
+def test_training_parts_are_a_share_of_s_train_and_the_first_or_the_best_pairs():
+    images, masks, _ = discs(10, 0)
+    made, shapes, _ = discs(5, 4)
+    synthetic = made, shapes, [0.1, 0.9, 0.3, 0.9, 0.5]
+    part = segmentation.training_part
+    for one, real, added in ((cell(), 10, []), (cell(share=25), 2, []),
+                             (cell("controlnet", 3), 10, [0, 1, 2]),
+                             (cell("controlnet", 2, 0), 0, [0, 1]),
+                             (cell("controlnet_best", 3), 10, [1, 3, 4])):
+        found = part(one, images, masks, synthetic)
+        np.testing.assert_array_equal(found[0], np.concatenate([images[:real], made[added]]))
+        np.testing.assert_array_equal(found[1], np.concatenate([masks[:real], shapes[added]]))
+
+
+def test_too_few_synthetic_pairs_are_refused():
+    images, masks, _ = discs(4, 0)
+    for pairs, there in (((images[:3], masks[:3], [1, 1, 1]), 3), (None, 0)):
         with pytest.raises(InputError, match=f"needs 7 .* pix2pixhd; there are {there}"):
-            segmentation.run_cell(cell, parts, pairs, {**SMALL, "epochs": 1}, tmp_path, "a")
+            segmentation.training_part(cell("pix2pixhd_best", 7), images, masks, pairs)
 
 
 def test_summary_and_table_by_hand():
-    rows = pd.DataFrame([("unet", "real", 0, seed, value)
+    rows = pd.DataFrame([("unet", "real", 0, 100, "epochs", "S-test", seed, value)
                          for seed, values in ((0, (0.5, 0.7)), (1, (0.8, 1.0)))
-                         for value in values], columns=["network", "method", "amount", "seed",
-                                                        "dice"])
+                         for value in values],
+                        columns=[*segmentation.ARM, "test", "seed", "dice"])
+    rows = rows.assign(**dict.fromkeys(segmentation.MEASURES[1:], 0.5), tp=0.2, fp=[0, 0.4] * 2,
+                       fn=0.0, pairs=6, steps=2, seconds=1.0, val_dice=0.9)
     per_seed = segmentation.summary(rows)
     assert per_seed["dice"].tolist() == pytest.approx([0.6, 0.9])
+    assert per_seed["dice_pooled"].tolist() == pytest.approx([0.8 / 1.2] * 2)
     assert per_seed["images"].tolist() == [2, 2] and per_seed["seed"].tolist() == [0, 1]
     table = segmentation.table2(per_seed)
-    assert len(table) == 1 and table["seeds"].item() == 2
+    assert len(table) == 1 and table["seeds"].item() == 2 and table["steps"].item() == 2
     assert table["dice_mean"].item() == pytest.approx(0.75)
     assert table["dice_sd"].item() == pytest.approx(0.3 / 2**0.5)
     assert np.isnan(segmentation.table2(per_seed[:1])["dice_sd"].item())

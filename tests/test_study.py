@@ -1,10 +1,12 @@
 """The whole study under `smoke`, as a user runs it, and what a second start does."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,11 @@ import pytest
 
 from lesionlib import config, phantom
 from lesionlib.files import ROOT
-from lesionlib.grid import grid
+from lesionlib.grid import Cell, jobs, of_settings
 
 pytestmark = pytest.mark.study
 NAME = "test-smoke"
+MAKERS = ("controlnet", "pix2pixhd", "gan")
 RUN = ROOT / "runs" / NAME
 
 
@@ -26,11 +29,33 @@ def run_all(*arguments, name=NAME, preset="smoke"):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
+def pairs_from_elsewhere(folder, seed, n):
+    """A folder of `n` procedural pairs as somebody else would give it, with names of their own."""
+    phantom.write_dataset(folder / "raw", n, 64, seed, workers=1)
+    for name, kind in (("images", "Task1-2_Training_Input"), ("masks", "Task1_Training_GroundTruth")):
+        (folder / name).mkdir()
+        for path in (folder / "raw" / f"ISIC2018_{kind}").glob("ISIC_*"):
+            path.rename(folder / name / path.name.replace("ISIC_", "own_"))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def finished():
-    """One run of all seven notebooks."""
+def elsewhere(tmp_path_factory):
+    """Arguments that name a further generator, with images for S-test, and a further test set."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    gan, clinic = (pairs_from_elsewhere(folder / name, seed, 14)
+                   for name, seed in (("gan", 71), ("clinic", 72)))
+    phantom.write_dataset(folder / "more", config.load("smoke")["phantoms"], 64, 73, workers=1)
+    shutil.copytree(folder / "more" / "ISIC2018_Task1-2_Training_Input", gan / "generated")
+    (gan / "trained_on.csv").write_text("id\nanother\n")
+    return "--synthetic", f"gan={gan}", "--external", f"clinic={clinic}"
+
+
+@pytest.fixture(scope="module")
+def finished(elsewhere):
+    """One run of all seven notebooks, with a generator and a test set from elsewhere."""
     shutil.rmtree(RUN, ignore_errors=True)
-    process = run_all()
+    process = run_all(*elsewhere)
     assert process.returncode == 0, process.stderr[-3000:]
     yield process
     shutil.rmtree(RUN)
@@ -61,34 +86,64 @@ def test_every_image_is_accounted_for(finished):
 def test_image_quality_has_a_row_per_image_and_method_in_range(finished):
     quality = table("image_quality")
     n = (table("curation")["split"] == "S-test").sum()
-    assert quality.groupby("method").size().to_dict() == {"controlnet": n, "pix2pixhd": n}
+    assert quality.groupby("method").size().to_dict() == dict.fromkeys(MAKERS, n)
     assert finite(quality) and quality["mse"].between(0, 1).all()
     assert quality["ssim"].between(-1, 1).all()
     offset = quality["psnr_255"] - quality["psnr_1"]
     assert np.allclose(offset, 48.1308, atol=1e-3)
     assert np.allclose(quality["psnr_1"], -10 * np.log10(quality["mse"]), atol=1e-3)
-    assert set(table("table1")["method"]) == {"controlnet", "pix2pixhd"} and finite(table("table1"))
+    assert set(table("table1")["method"]) == set(MAKERS) and finite(table("table1"))
+    assert len(table("image_claims")) == 3
 
 
-def test_segmentation_has_every_cell_of_the_grid(finished):
-    settings = config.load("smoke")
-    cells = grid(*(settings[k] for k in ("networks", "methods", "synthetic_amounts", "seeds")))
+def test_segmentation_has_every_cell_of_the_grid_on_both_test_sets(finished):
+    cells = of_settings(config.load("smoke", {"others": {"gan": ""}}))
     rows = table("segmentation")
-    found = rows["network"] + "-" + rows["method"] + "-" + rows["amount"].astype(str)
-    assert sorted(found + "-seed" + rows["seed"].astype(str)) == sorted(cell.id for cell in cells)
-    assert finite(rows) and rows["dice"].between(0, 1).all()
+    columns = list(vars(cells[0]))
+    found = {Cell(*values) for values in rows[columns].itertuples(index=False, name=None)}
+    assert found == set(cells) and len(rows) == 2 * len(cells)
+    assert set(rows["test"]) == {"S-test", "clinic"}
+    measured = rows.drop(columns="remark", errors="ignore")
+    assert finite(measured) and rows["dice"].between(0, 1).all()
+    assert set(table("external")["test"]) == {"clinic"}
+
+
+def test_the_schedules_do_what_they_say(finished):
+    steps = table("table2").pivot(index=["network", "method", "amount"], columns="schedule",
+                                  values="steps")
+    assert steps["steps"].nunique() == 1 and steps["epochs"].nunique() > 1
+    assert steps["epochs"].max() == steps["steps"].iloc[0]
+
+
+def test_every_comparison_and_verdict_is_there(finished):
+    for name in ("table2_comparison", "controls", "low_data", "subgroups", "claims"):
+        assert len(table(name)), name
+    claims = table("claims")
+    assert set(claims["schedule"]) == {"epochs", "steps"}
+    assert set(claims["verdict"]) <= {"confirmed", "not confirmed", "not resolvable"}
+    assert {"gan 12", "gan 4"} <= set(table("table2_comparison")["arm"])
+    assert set(table("low_data")["share"]) == {10, 25, 50, 100}
+
+
+def test_sets_of_images_are_compared_with_the_floor_of_real_ones(finished):
+    sets = {"real", "base", *MAKERS}
+    assert set(table("distribution")["images"]) == sets and finite(table("distribution"))
+    assert set(table("memorisation")["images"]) == sets | {f"{m}, synthetic set" for m in MAKERS}
+    assert (table("diversity")["in pixels"] > 0).all()
 
 
 def test_mask_fidelity_has_ceiling_and_chance(finished):
     fidelity = table("mask_fidelity")
-    assert set(fidelity["images"]) == {"real", "controlnet", "pix2pixhd", "base"}
+    assert set(fidelity["images"]) == {"real", "base", *MAKERS}
     assert finite(fidelity) and fidelity["dice"].between(0, 1).all()
 
 
 def test_report_and_figures_are_whole_and_offline(finished):
+    settings = config.load("smoke", {"others": {"gan": ""}})
+    cells = of_settings(settings)
     index = (RUN / "report" / "index.html").read_text()
     pages = sorted(path.name for path in (RUN / "report").glob("0*.html"))
-    assert len(pages) == 10 and all(f'href="{page}"' in index for page in pages)
+    assert len(pages) == 7 + len(jobs(cells, settings["cells_per_job"])) and all(f'href="{page}"' in index for page in pages)
     assert "http" not in index
     for page in pages:
         assert '<script src="http' not in (RUN / "report" / page).read_text()
@@ -96,8 +151,8 @@ def test_report_and_figures_are_whole_and_offline(finished):
     assert (RUN / "provenance.json").exists()
 
 
-def test_a_second_start_has_nothing_to_do(finished):
-    again = run_all()
+def test_a_second_start_has_nothing_to_do(finished, elsewhere):
+    again = run_all(*elsewhere)
     assert "Nothing to be done" in again.stderr + again.stdout
     assert again.stdout.strip().splitlines()[-1].startswith("Report: ")
 
@@ -109,27 +164,42 @@ def jobs_of_dry_run(*arguments):
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
-def test_a_changed_seed_reruns_its_cells_and_what_follows(finished):
-    jobs = jobs_of_dry_run("--config", "seeds=[1]")
-    shares = {"segmentation_01", "segmentation_02", "segmentation_03"}
-    assert set(jobs) == shares | {"segmentation", "figures", "report", "all", "total"}
+def test_a_changed_seed_reruns_its_cells_and_what_follows(finished, elsewhere):
+    found = jobs_of_dry_run(*elsewhere, "--config", "seeds=[1]")
+    shares = {name for name in found if name.startswith("segmentation_")}
+    assert set(found) == shares | {"segmentation", "figures", "report", "all", "total"}
+    assert len(shares) >= 4
 
 
-def test_a_changed_cell_is_trained_and_the_others_are_read_back(finished):
-    lost = "unet-controlnet-8-seed0.csv"
+def test_a_lost_cell_is_trained_and_the_others_are_read_back(finished, elsewhere):
+    lost = "unet-controlnet-8-share100-epochs-seed0"
     cells = RUN / "checkpoints" / "cells"
     before = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.csv")}
-    for path in (RUN / "cells" / lost, cells / lost):
+    kept = next(path for path in cells.glob("*.csv")
+                if json.loads(Path(f"{path}.json").read_text())["cell"] == lost)
+    for path in (RUN / "cells" / f"{lost}.csv", kept):
         path.unlink()
-    assert run_all().returncode == 0
+    assert run_all(*elsewhere).returncode == 0
     after = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.csv")}
-    assert {name for name in before if before[name] != after[name]} == {lost}
+    assert {name for name in before if before[name] != after[name]} == {kept.name}
 
 
-def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished):
-    jobs = set(jobs_of_dry_run("--config", "pix2pixhd_steps=9"))
-    assert {"pix2pixhd", "image_quality", "figures", "report"} <= jobs
-    assert not {"data", "masks", "controlnet"} & jobs
+def test_a_generator_that_saw_s_stops_the_run_and_says_why(finished, elsewhere):
+    gan = Path(elsewhere[1].partition("=")[2])
+    known = table("curation").query("split == 'S-train'")["id"].iloc[0]
+    (gan / "trained_on.csv").write_text(f"id\n{known}\n")
+    process = run_all(*elsewhere, "--until", "image_quality")
+    assert process.returncode != 0
+    said = f"synthetic set gan: its generator was trained on 1 images of S, {known} among them"
+    assert said in process.stderr
+    (gan / "trained_on.csv").write_text("id\nanother\n")
+    assert run_all(*elsewhere).returncode == 0
+
+
+def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished, elsewhere):
+    found = set(jobs_of_dry_run(*elsewhere, "--config", "pix2pixhd_steps=9"))
+    assert {"pix2pixhd", "image_quality", "figures", "report"} <= found
+    assert not {"data", "masks", "controlnet", "elsewhere_gan"} & found
 
 
 @pytest.mark.slow
@@ -149,6 +219,9 @@ def test_a_launched_training_in_two_processes_is_what_the_notebook_goes_on_with(
     (["--config", "imagesize=3"], "did you mean 'image_size'"),
     (["--config", "epochs"], "is not KEY=VALUE"),
     (["--images", "nowhere"], "nowhere: this does not exist. Remedy: correct --images"),
+    (["--synthetic", "gan=nowhere"], "images: this folder does not exist. Remedy: correct --synth"),
+    (["--external", "clinic"], "'clinic' is not NAME=DIR"),
+    (["--synthetic", "real=tests"], "setting 'others'"),
     (["--images", "tests"], "without --masks. Remedy: give --images DIR --masks DIR"),
 ])
 def test_wrong_arguments_are_one_clear_error(arguments, said):

@@ -1,0 +1,126 @@
+"""Pairs from elsewhere: somebody's generator as an arm, further test sets, and their faults."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionlib import data, elsewhere, judge, masks, phantom, synthetic
+from lesionlib.errors import InputError
+from lesionlib.files import write_csv, write_json
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Folders of 30 procedural images and their masks."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantom.write_dataset(folder, 30, SIZE, workers=1)
+    return (sorted((folder / "ISIC2018_Task1-2_Training_Input").glob("*.jpg")),
+            sorted((folder / "ISIC2018_Task1_Training_GroundTruth").glob("*.png")))
+
+
+@pytest.fixture
+def run(tmp_path, pictures, monkeypatch):
+    """A run's data of the first 20 pictures, with a judge that says one half."""
+    images = np.stack([cv2.imread(str(path))[..., ::-1] for path in pictures[0][:20]])
+    shapes = np.stack([cv2.imread(str(p), 0) > 0 for p in pictures[1][:20]]).astype(np.uint8)
+    folder = tmp_path / "run" / "data"
+    parts = ["G"] * 8 + ["S-train"] * 4 + ["S-val"] * 4 + ["S-test"] * 4
+    names = [path.stem for path in pictures[0][:20]]
+    write_csv(folder / "index.csv", pd.DataFrame({"id": names, "split": parts}))
+    np.save(folder / "images.npy", images)
+    np.save(folder / "masks.npy", shapes)
+    write_json(folder / "index.csv.json", {"data": "print"})
+    monkeypatch.setattr(judge, "load", lambda run: lambda images, masks: np.full(len(images), 0.5))
+    return tmp_path / "run"
+
+
+def somebody(where, pictures, rows, shapes=None):
+    """A folder of pairs as somebody would give it."""
+    for name in ("images", "masks"):
+        (where / name).mkdir(parents=True)
+    for i, row in enumerate(rows):
+        (where / "images" / f"{i}.jpg").write_bytes(pictures[0][row].read_bytes())
+        mask = cv2.imread(str(pictures[1][row]), 0) if shapes is None else shapes[i] * 255
+        cv2.imwrite(str(where / "masks" / f"{i}.png"), mask)
+    return where
+
+
+def test_pairs_of_somebody_become_a_synthetic_set(run, pictures, tmp_path):
+    where = somebody(tmp_path / "gan", pictures, range(22, 28))
+    elsewhere.read_synthetic(run, "gan", where, fit="squash")
+    (images, shapes, fidelity), facts, _ = synthetic.with_facts(run, "gan")
+    assert images.shape == (6, SIZE, SIZE, 3) and shapes.shape == (6, SIZE, SIZE)
+    assert set(fidelity) == {0.5}
+    assert facts["trained_on"] is None and facts["data"] == "print"
+    assert not (run / "generated" / "gan").exists()
+
+
+def test_images_for_s_test_are_taken_by_name_and_training_ids_are_kept(run, pictures, tmp_path):
+    where = somebody(tmp_path / "gan", pictures, range(22, 28))
+    (where / "trained_on.csv").write_text("id\nISIC_1\nISIC_2\n")
+    (where / "generated").mkdir()
+    for k, path in enumerate(pictures[0][16:20]):
+        cv2.imwrite(str(where / "generated" / f"{path.stem}.png"), np.add.outer(
+            np.full((90, 1), 40 * k), np.arange(3 * 90).reshape(90, 3) % 60).reshape(90, 90, 3))
+    elsewhere.read_synthetic(run, "gan", where, fit="squash")
+    made, shapes, _ = synthetic.load(run / "generated" / "gan", "x")
+    study = data.load(run)
+    np.testing.assert_array_equal(shapes, study.part("S-test").masks)
+    assert np.diff(made.mean((1, 2, 3))).round().tolist() == [40, 40, 40]
+    assert synthetic.with_facts(run, "gan")[1]["trained_on"] == ["ISIC_1", "ISIC_2"]
+    next((where / "generated").iterdir()).unlink()
+    with pytest.raises(InputError, match="1 of the 4 masks of S-test have no image"):
+        elsewhere.read_synthetic(run, "gan", where, fit="squash")
+
+
+@pytest.mark.parametrize("row, stopped", [(17, True), (13, True), (9, True), (2, False)])
+def test_a_picture_of_s_among_them_stops_the_run(run, pictures, tmp_path, row, stopped):
+    where = somebody(tmp_path / "gan", pictures, [22, row, 24])
+    if not stopped:
+        return elsewhere.read_synthetic(run, "gan", where, fit="squash")
+    with pytest.raises(InputError, match=r"1\.jpg: it shows a picture of S. Remedy"):
+        elsewhere.read_synthetic(run, "gan", where, fit="squash")
+
+
+def test_a_test_set_is_read_without_what_the_study_knows(run, pictures, tmp_path, capsys):
+    where = somebody(tmp_path / "clinic", pictures, [22, 3, 24, 25])
+    study, how = data.load(run), {"fit": "squash"}
+    assert elsewhere.read_test_set(run, "clinic", where, study, **how) == 3
+    assert "1 of 4 pictures are in the study itself, 1 among them" in capsys.readouterr().out
+    images, whole, ids = elsewhere.load_test_set(run, "clinic")
+    assert list(ids) == ["0", "2", "3"] and len(images) == len(whole) == 3
+    assert all(mask.shape == (SIZE, SIZE) and set(np.unique(mask)) == {0, 1} for mask in whole)
+    known = somebody(tmp_path / "known", pictures, [3, 5])
+    with pytest.raises(InputError, match="all of its pictures are in the study"):
+        elsewhere.read_test_set(run, "known", known, study, **how)
+
+
+def test_masks_keep_their_own_resolution(run, pictures, tmp_path):
+    where = somebody(tmp_path / "clinic", pictures, [22])
+    large = cv2.resize(cv2.imread(str(pictures[1][22]), 0), (150, 150),
+                       interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(str(where / "masks" / "0.png"), large)
+    picture = cv2.resize(cv2.imread(str(pictures[0][22])), (150, 150))
+    cv2.imwrite(str(where / "images" / "0.jpg"), picture)
+    elsewhere.read_test_set(run, "one", where, data.load(run), fit="squash")
+    images, whole, _ = elsewhere.load_test_set(run, "one")
+    assert images.shape == (1, SIZE, SIZE, 3) and whole[0].shape == (150, 150)
+    np.testing.assert_array_equal(whole[0], large > 128)
+
+
+def test_folders_with_nothing_usable_are_one_clear_error(run, tmp_path):
+    with pytest.raises(InputError, match="images: the folder does not exist"):
+        elsewhere.read_synthetic(run, "gan", tmp_path / "nowhere", fit="squash")
+
+
+def test_examples_are_one_from_each_quarter_of_areas_and_the_same_for_a_seed():
+    shapes = masks.random_masks(41, 32, seed=2)
+    rows = data.examples(shapes, 4, seed=5)
+    areas = shapes.mean((1, 2))
+    bounds = np.sort(areas)[[10, 20, 30]]
+    assert np.digitize(areas[rows], bounds, right=True).tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(rows, data.examples(shapes, 4, seed=5))
+    assert any((rows != data.examples(shapes, 4, seed=s)).any() for s in (1, 2, 3))
