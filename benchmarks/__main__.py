@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from benchmarks import curation, generators, masks
+from benchmarks import curation, generators, masks, segmentation
 
 
 def main():
     """Measure everything and print one table."""
     rows = pd.DataFrame(
-        masks.rows() + curation.rows() + generators.rows(),
+        masks.rows() + curation.rows() + generators.rows() + segmentation.rows(),
         columns=["name", "ours", "reference", "unit"]
     )
     rows["ratio"] = rows["ours"] / rows["reference"]

