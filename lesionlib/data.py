@@ -94,6 +94,14 @@ def save_originals(path, table, fit: str):
         np.savez_compressed(temporary, **whole)
 
 
+def export_masks(run):
+    """Write the masks of S-test as data/s_test_masks/ID.png, for generators from elsewhere."""
+    test = load(run).part("S-test")
+    for name, mask in zip(test.table["id"], test.masks, strict=True):
+        with aside(resolve(run) / "data" / "s_test_masks" / f"{name}.png") as temporary:
+            cv2.imwrite(str(temporary), mask * 255)
+
+
 def originals(path, ids, notebook: str = "01_data") -> list[np.ndarray]:
     """What `save_originals` wrote, uint8 (H, W) of 0 and 1, in the order of `ids`."""
     with np.load(require(path, notebook), allow_pickle=False) as whole:

@@ -82,6 +82,8 @@ def test_every_image_is_accounted_for(finished):
     assert len(curation) == config.load("smoke")["phantoms"]
     assert (curation["status"] == "used").all() and curation["id"].is_unique
     assert set(curation["split"]) == {"G", "S-train", "S-val", "S-test"}
+    exported = {path.stem for path in (RUN / "data" / "s_test_masks").glob("*.png")}
+    assert exported == set(curation["id"][curation["split"] == "S-test"])
 
 
 def test_image_quality_has_a_row_per_image_and_method_in_range(finished):
