@@ -239,6 +239,8 @@ def subgroups(images: pd.DataFrame, of_image: pd.DataFrame, arm: str, against: s
                 if not {arm, against} <= set(found):
                     continue
                 result = statistics.compare(found[arm], found[against])
+                if result["images"] == 1:
+                    result |= {"low": np.nan, "high": np.nan}
                 rows.append({"network": network, "group": kind, "is": value,
                              "n": result["images"], f"dice {against}": found[against].mean(),
                              f"dice {arm}": found[arm].mean()}

@@ -135,9 +135,11 @@ def test_subgroups_state_n_and_find_an_effect_that_is_in_one_of_them_only():
     rows = made_up({("controlnet", 50): 0.0})
     helped = (rows["method"] == "controlnet") & (rows["id"] < 30)
     rows.loc[helped, "dice"] += 0.1
-    of_image = pd.DataFrame({"id": np.arange(150), "size": ["small"] * 30 + ["large"] * 120})
+    sizes = ["small"] * 30 + ["large"] * 119 + ["huge"]
+    of_image = pd.DataFrame({"id": np.arange(150), "size": sizes})
     table = verdict.subgroups(rows, of_image, "controlnet 50", "real 0").set_index("is")
-    assert table["n"].to_dict() == {"small": 30, "large": 120}
+    assert table["n"].to_dict() == {"huge": 1, "large": 119, "small": 30}
+    assert np.isnan(table.loc["huge", "low"]) and np.isfinite(table.loc["huge", "difference"])
     assert table.loc["small", "low"] > 0.05 and abs(table.loc["large", "difference"]) < 0.01
 
 
