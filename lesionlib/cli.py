@@ -71,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
         "--fetch", action="store_true", help="download ISIC (more: for lesionlib.fetch)"
     )
     options.add_argument("--bench", action="store_true", help="measure speed against references")
+    options.add_argument(
+        "--publish", metavar="RUN", help="copy what may be shown of a finished run to figures/"
+    )
+    options.add_argument(
+        "--show-images", action="store_true", help="publish real images too (if you may)"
+    )
     options.add_argument("--lab", action="store_true", help="open JupyterLab")
     return options
 
@@ -160,6 +166,10 @@ def main(arguments=None) -> int:
     options, rest = parser().parse_known_args(arguments)
     if options.test:
         return subprocess.run([sys.executable, "-m", "pytest", *rest], cwd=ROOT).returncode
+    if options.publish:
+        command = [sys.executable, "-m", "lesionlib.publish", options.publish]
+        command += ["--show-images"] if options.show_images else []
+        return subprocess.run(command, cwd=ROOT).returncode
     for name, module in (
         ("lab", "jupyterlab"),
         ("fetch", "lesionlib.fetch"),

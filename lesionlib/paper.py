@@ -17,6 +17,20 @@ TABLE2 = pd.DataFrame(
     columns=["network", "method", "rank", "paper dice"],
 )  # rank 1, 2, 3: the paper's 1,000, 3,000 and 5,000 synthetic images
 
+NAMES = {
+    "real": "S-train alone",
+    "controlnet": "ControlNet",
+    "pix2pixhd": "Pix2PixHD",
+    "unet": "U-Net",
+    "dcsaunet": "DCSAU-Net",
+    "base": "base without ControlNet (chance)",
+}
+
+
+def named(text: str) -> str:
+    """The name of a method or network as readers know it."""
+    return NAMES.get(text, text)
+
 
 def beside_table1(table: pd.DataFrame) -> pd.DataFrame:
     """Table 1 of a run with the paper's row beside each method."""

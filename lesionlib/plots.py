@@ -1,10 +1,12 @@
 """Pictures that several notebooks draw: contact sheets, outlines, training curves."""
 
+import io
 import textwrap
 
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image, display
 
 from lesionlib.files import aside, resolve
 
@@ -24,8 +26,39 @@ def all_outlined(images, masks) -> list[np.ndarray]:
     return [outlined(image, mask) for image, mask in zip(images, masks, strict=True)]
 
 
-def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18):
-    """A grid of pictures: one labelled row per entry, one column per picture in it."""
+def hidden(picture: np.ndarray, mask=None, side: int = 200) -> np.ndarray:
+    """What stands for a real picture where it must not be shown: its lesion's outline, if known."""
+    panel = np.full((side, side, 3), 236, np.uint8)
+    if mask is None:
+        return panel
+    shape = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(panel, contours, -1, (90, 90, 90), 2)
+
+
+def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18, made=(), masks=None):
+    """A grid of pictures: one labelled row per entry, one column per picture in it.
+
+    Rows of coloured pictures count as real images unless their labels are in `made`. Where there
+    are any, the figure's attribute `public` is the same grid with `hidden` in their place;
+    `masks` maps labels to the masks whose outlines are drawn there.
+    """
+    fig = _grid(rows, titles, width, wrap)
+    real = [k for k, some in rows.items() if k not in made and np.ndim(some[0]) == 3]
+    if real:
+        public = {}
+        for label, pictures in rows.items():
+            some = (masks or {}).get(label, [None] * len(pictures))
+            panels = [hidden(p, m) for p, m in zip(pictures, some, strict=True)]
+            is_real = label in real
+            public[f"{label} (real: not shown)" if is_real else label] = (
+                panels if is_real else pictures
+            )
+        fig.public = _grid(public, titles, width, wrap)
+    return fig
+
+
+def _grid(rows: dict, titles, width: float, wrap: int):
     columns = max(len(pictures) for pictures in rows.values())
     fig, axes = plt.subplots(
         len(rows),
@@ -62,11 +95,33 @@ def curve(log: list[dict], columns, ylabel: str, axis=None):
     return axis.figure
 
 
-def save(fig, run, name: str):
-    """Write the figure to figures/`name`.png of the run and return it for display."""
-    with aside(resolve(run) / "figures" / f"{name}.png") as temporary:
-        fig.savefig(temporary, dpi=150)
-    return fig
+def _write(fig, path, **options):
+    with aside(path) as temporary:
+        fig.savefig(temporary, **options)
+
+
+def show(fig, run, name: str):
+    """Display a figure and close it; with a `run`, also write it to the run's figures.
+
+    figures/NAME.png, and NAME.svg of a plot without pictures; figures/public/NAME.png is the
+    version without real images, if that is another one. The displayed output carries the name, so
+    that `publish` can put the public version in its place.
+    """
+    versions = {"": fig, "public/": getattr(fig, "public", None)}
+    if run:
+        for place, version in versions.items():
+            if version is not None:
+                _write(version, resolve(run) / "figures" / f"{place}{name}.png", dpi=150)
+        if not any(axis.images for axis in fig.axes):
+            with plt.rc_context({"svg.hashsalt": name}):
+                path = resolve(run) / "figures" / f"{name}.svg"
+                _write(fig, path, metadata={"Date": None})
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", dpi=100)
+    for version in versions.values():
+        if version is not None:
+            plt.close(version)
+    display(Image(picture.getvalue(), metadata={"figure": name}))
 
 
 def strongest_texture(images: np.ndarray) -> list[tuple]:

@@ -5,26 +5,72 @@
 
 import html
 import json
+import os
+import platform
 import sys
+from pathlib import Path
 
+import pandas as pd
 from nbconvert import HTMLExporter
 
-from lesionlib import notebooks
+from lesionlib import notebooks, paper
 from lesionlib.closing import quarantined, table
-from lesionlib.files import aside, read_json, resolve, write_json
+from lesionlib.files import ROOT, aside, read_json, resolve, write_json
+from lesionlib.paper import named
 from lesionlib.provenance import code_version, environment, file_digest
+from lesionlib.split import PARTS
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif }}
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto }}
-th, td {{ padding: .25rem .7rem; border-bottom: 1px solid #ccc; text-align: right }}
-img {{ max-width: 100% }}
-</style></head><body>{body}</body></html>
+body {{ font: 16px/1.55 system-ui, sans-serif; color: #1d2733; background: #fff }}
+body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+h1 {{ line-height: 1.2 }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ccd }}
+.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: .92rem }}
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ccd; text-align: right }}
+td {{ white-space: nowrap }} .prose td {{ white-space: normal }}
+th:first-child, td:first-child {{ text-align: left }}
+th button {{ font: inherit; font-weight: bold; background: none; border: 0; cursor: pointer }}
+th[aria-sort=ascending] button::after {{ content: " \\2191" }}
+th[aria-sort=descending] button::after {{ content: " \\2193" }}
+figure {{ margin: 1.5rem 0 }} figure img {{ max-width: 100%; height: auto }}
+figcaption, .small {{ color: #4a5765; font-size: .92rem }}
+code, pre {{ font-size: .88rem }} pre {{ overflow-x: auto; background: #f3f5f8; padding: .7rem }}
+</style></head><body>{body}
+<script>
+for (const head of document.querySelectorAll("table.sort th")) {{
+  const button = document.createElement("button");
+  button.textContent = head.textContent;
+  head.replaceChildren(button);
+  button.onclick = () => {{
+    const table = head.closest("table"), column = head.cellIndex;
+    const down = head.getAttribute("aria-sort") === "ascending";
+    const key = row => row.cells[column].textContent.trim();
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {{
+      const [x, y] = [parseFloat(key(a)), parseFloat(key(b))];
+      const order = isNaN(x) || isNaN(y) ? key(a).localeCompare(key(b)) : x - y;
+      return down ? -order : order;
+    }});
+    for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    table.tBodies[0].append(...rows);
+  }};
+}}
+</script></body></html>
 """
+FIGURES = {  # name: caption; the file may be missing in a run that draws no such figure
+    "figure1": "Figure 1. Synthetic images with the masks and prompts they were made from.",
+    "figure2": "Figure 2. The study: what goes where, with the numbers of images of this run.",
+    "figure3": "Figure 3. Four masks of S-test, one from each quarter of lesion areas: the "
+    "original, and what each generator made of the mask alone.",
+    "figure4": "Figure 4. The same four, enlarged where the original has most texture.",
+    "segmentation": "Dice on S-test against the number of synthetic pairs added. Dashed: S-train "
+    "alone. Bars: standard deviation over seeds.",
+    "low_data_unet": "Dice of the U-Net against the share of S-train, with and without synthetic "
+    "pairs, equal optimiser steps. Bars: 95 % interval over images and seeds.",
+}
 
 
 def minutes(path) -> float:
@@ -64,6 +110,18 @@ def write_pages(run) -> list[tuple[str, str]]:
     return pages
 
 
+def hardware() -> str:
+    """Processor, cores, and the accelerator if there is one."""
+    import torch  # seconds
+
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {os.cpu_count()} cores, {gpu}"
+
+
 def write_provenance(run, settings: dict):
     """provenance.json: settings, code, environment, minutes per notebook, records of artefacts."""
     records = {
@@ -71,13 +129,16 @@ def write_provenance(run, settings: dict):
         for path in sorted(run.rglob("*.json"))
         if isinstance(read_json(path), dict) and "artefact" in read_json(path)
     }
+    split = table(run, "curation")["split"]
     files = [*run.glob("tables/*.csv"), *run.glob("figures/*.png")]
     write_json(
         run / "provenance.json",
         {
             "settings": settings,
             "code": code_version(),
-            "environment": environment(),
+            "environment": environment() | {"hardware": hardware()},
+            "images": {part: int((split == part).sum()) for part in PARTS},
+            "quarantine": quarantined(run),
             "minutes": {path.stem: round(minutes(path), 2) for path in executed(run)},
             "artefacts": records,
             "sha256": {str(path.relative_to(run)): file_digest(path) for path in sorted(files)},
@@ -85,34 +146,192 @@ def write_provenance(run, settings: dict):
     )
 
 
-def write_index(run, settings: dict, pages):
-    """report/index.html: both tables, the notebooks with their minutes, the settings."""
-    links = "".join(
-        f'<li><a href="{html.escape(name)}">{html.escape(heading)}</a> '
-        f"({minutes(run / 'notebooks' / name.replace('.html', '.ipynb')):.1f} min)</li>"
-        for name, heading in pages
+def _around(row, digits: int) -> str:
+    values = (row["mean"], row["mean_low"], row["mean_high"])
+    return "{} ({} to {})".format(*(f"{value:.{digits}f}" for value in values))
+
+
+def image_table(folder) -> pd.DataFrame:
+    """Table 1 of a run with 95 % intervals, the paper's values beside it."""
+    rows = _read(folder, "table1_comparison").set_index(["arm", "measure"]).to_dict("index")
+    digits = {"mse": 3, "psnr_255": 2, "psnr_1": 2, "ssim": 3}
+    heads = ["MSE", "PSNR (range 255, as the paper)", "PSNR (range 1)", "SSIM"]
+    told = paper.TABLE1.set_index("method")
+    found = []
+    for method in _read(folder, "table1")["method"]:
+        values = [_around(rows[method, m], d) for m, d in digits.items()]
+        row = {"": named(method)} | dict(zip(heads, values, strict=True))
+        for measure in ("mse", "psnr_255", "ssim"):
+            known = told[f"paper {measure}"].get(method)
+            head = f"paper: {measure.split('_')[0].upper()}"
+            row[head] = "" if known is None else f"{known:.2f}"
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def dice_table(folder) -> pd.DataFrame:
+    """Table 2 of a run with 95 % intervals, a row per training set, the paper's value beside it."""
+    table, found = _read(folder, "table2_comparison"), []
+    told = paper.beside_table2(_read(folder, "table2"))
+    columns = list(dict.fromkeys(zip(table["network"], table["schedule"], strict=True)))
+    for arm in dict.fromkeys(table["arm"]):
+        method, amount = arm.split()
+        row = {"trained on": named(method) if method == "real" else f"+ {amount} {named(method)}"}
+        for network, schedule in columns:
+            where = (table["network"] == network) & (table["schedule"] == schedule)
+            some = table[where & (table["arm"] == arm)]
+            head = f"{named(network)}, equal {schedule}"
+            row[head] = _around(some.iloc[0], 3) if len(some) else ""
+        same = (told["method"] == method) & (told["amount"] == int(amount))
+        for network in dict.fromkeys(told["network"]):
+            known = told.loc[same & (told["network"] == network), "paper dice"].dropna()
+            row[f"paper: {named(network)}"] = f"{known.iloc[0]:.3f}" if len(known) else ""
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def fidelity_table(folder) -> pd.DataFrame:
+    """Dice and HD95 of the judge with the masks, mean per image."""
+    table = _read(folder, "mask_fidelity").groupby("images", sort=False)[["dice", "hd95"]].mean()
+    table = table.round(3).reset_index()
+    table["images"] = [
+        "real images (ceiling)" if x == "real" else named(x) for x in table["images"]
+    ]
+    return table.rename(columns={"dice": "Dice", "hd95": "HD95 (share of the diagonal)"})
+
+
+def verdict_table(folder) -> pd.DataFrame:
+    """The verdicts on the paper's claims, Table 1 first, with the numbers behind them."""
+    rows = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])
+    around = [
+        f"{x.difference:+.3f} ({x.low:+.3f} to {x.high:+.3f})" for x in rows.itertuples(index=False)
+    ]
+    return pd.DataFrame(
+        {
+            "claim": rows["claim"],
+            "verdict": rows["verdict"],
+            "difference (95 % interval)": around,
+            "p (Holm)": [f"{p:.2g}" for p in rows["p_holm"]],
+            "detectable with 80 % power": rows["detectable"].map("{:.3f}".format),
+        }
     )
+
+
+def abstract(folder, facts: dict) -> str:
+    """What was done and found, made from the numbers of a run."""
+    counts, settings = facts["images"], facts["settings"]
+    kind = "procedural images" if settings["source"] == "phantom" else "dermoscopic images"
+    one = _read(folder, "table1").set_index("method")
+    best = ", ".join(f"{named(m)} {row['ssim']:.3f}" for m, row in one.iterrows())
+    rows = _read(folder, "table2_comparison")
+    gains = []
+    for network, some in rows.groupby("network", sort=False):
+        for schedule, part in some[some["arm"] != "real 0"].groupby("schedule", sort=False):
+            top = part.loc[part["difference"].idxmax()]
+            method, amount = top["arm"].split()
+            gains.append(
+                f"{top['difference']:+.3f} ({top['low']:+.3f} to {top['high']:+.3f}) for "
+                f"{named(network)} with {amount} {named(method)} pairs at equal {schedule}"
+            )
+    said = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])["verdict"]
+    number = said.value_counts()
+    outcome = ", ".join(
+        f"{number.get(k, 0)} {k}" for k in ("confirmed", "not confirmed", "not resolvable")
+    )
+    return (
+        f"Du et al. 2023 report that dermoscopic images painted by a diffusion model from a mask "
+        f"and a sentence improve lesion segmentation. This run repeats their study on "
+        f"{sum(counts.values()):,} {kind}: {counts['G']:,} for the generators, "
+        f"{counts['S-train']:,} / {counts['S-val']:,} / {counts['S-test']:,} for training, "
+        f"choosing and testing the segmentation networks; seeds: {len(settings['seeds'])}. SSIM "
+        f"against the originals: {best}. Largest differences of Dice to S-train alone: "
+        f"{'; '.join(gains)} (95 % intervals over images and seeds). Of the paper's claims that "
+        f"this run can judge: {outcome}."
+    )
+
+
+def _html(table: pd.DataFrame, classes: str = "sort") -> str:
+    text = table.to_html(index=False, border=0, classes=classes, na_rep="")
+    return f'<div class="scroll">{text}</div>'
+
+
+def _figures(folder, prefix: str) -> str:
+    found = []
+    for name, caption in FIGURES.items():
+        if (folder / f"{name}.png").exists():
+            said = html.escape(caption)
+            found.append(
+                f'<figure><img src="{prefix}{name}.png" alt="{said}">'
+                f"<figcaption>{said}</figcaption></figure>"
+            )
+    return "".join(found)
+
+
+def index(run, facts: dict, links, figures, prefix: str, name: str) -> str:
+    """The report's page: abstract, tables, figures, verdicts, notebooks, run facts.
+
+    `run` holds tables/; `facts` is its provenance; `links` are (address, title, minutes) of the
+    notebooks; `figures` the folder of the pictures, `prefix` its address from the page; `name`
+    the run's.
+    """
+    settings, escape = facts["settings"], html.escape
+    items = "".join(
+        f'<li><a href="{escape(address)}">{escape(heading)}</a> ({spent:.1f} min)</li>'
+        for address, heading, spent in links
+    )
+    packages = ", ".join(f"{k} {v}" for k, v in facts["environment"]["packages"].items())
+    what = {
+        "preset": settings["preset"],
+        "images": ", ".join(f"{part} {n}" for part, n in facts["images"].items()),
+        "seeds": ", ".join(map(str, settings["seeds"])),
+        "hardware": facts["environment"]["hardware"],
+        "time": f"{sum(facts['minutes'].values()):.0f} minutes of notebooks, some side by side",
+        "code": f"lesionlib {facts['code']}",
+        "software": f"Python {facts['environment']['python']}, {packages}",
+    }
     rows = "".join(
-        f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>"
-        for key, value in settings.items()
+        f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in what.items()
     )
-    body = (
-        f"<h1>Dermatoscopic lesions from visual and textual prompts: {html.escape(run.name)}</h1>"
-        f"<p>Preset {html.escape(settings['preset'])}, lesionlib {html.escape(code_version())}. "
-        f"{html.escape(quarantined(run))}</p>"
-        "<h2>Table 1: image quality</h2><p>S-test, empty prompt, generated against original, "
-        "mean over images.</p>"
-        + table(run, "table1").to_html(index=False, float_format="%.3f", border=0)
-        + "<h2>Table 2: segmentation</h2><p>Dice on S-test, mean per image; mean and standard "
-        "deviation over seeds.</p>"
-        + table(run, "table2").to_html(index=False, float_format="%.3f", border=0)
-        + f"<h2>Notebooks</h2><ol>{links}</ol><h2>Settings</h2><table>{rows}</table>"
-    )
+    values = "\n".join(f"{key}: {value}" for key, value in settings.items())
+    n = facts["images"]["S-test"]
+    body = f"""<h1>Dermatoscopic lesions from visual and textual prompts</h1>
+<p class="small">Run {escape(name)}: an open reimplementation of Du et al. 2023
+(arXiv 2310.02906). {escape(facts["quarantine"])}</p>
+<h2>Abstract</h2><p>{escape(abstract(run, facts))}</p>
+<h2>Table 1: image quality</h2><p class="small">S-test, empty prompt, generated against original,
+n = {n} images; mean, 95 % interval over images.</p>{_html(image_table(run))}
+<h2>Is the lesion in its mask?</h2><p class="small">Dice and HD95 of a U-Net that knows real images
+only, n = {n}.</p>{_html(fidelity_table(run))}
+<h2>Table 2: segmentation</h2><p class="small">Dice on S-test, n = {n}, seeds:
+{len(settings["seeds"])}; mean, 95 % interval over images and seeds. The paper trains for
+equal epochs.</p>{_html(dice_table(run))}
+<h2>What this says of the paper's claims</h2><p class="small">Confirmed: the interval lies above
+zero and p (corrected by Holm) is below 0.05. Not confirmed: not even half a Dice point of gain is
+within the interval. Not resolvable: this design cannot tell.</p>{_html(verdict_table(run), "sort prose")}
+<h2>Figures</h2>{_figures(figures, prefix)}
+<h2>Notebooks</h2><ol>{items}</ol>
+<h2>How to cite</h2><pre>{escape((ROOT / "CITATION.cff").read_text())}</pre>
+<h2>This run</h2><div class="scroll"><table>{rows}</table></div>
+<details><summary>All settings</summary><pre>{escape(values)}</pre></details>"""
+    return PAGE.format(title=f"lesionlib: {escape(name)}", body=body)
+
+
+def write_index(run, pages):
+    """report/index.html of a run, with its pages and figures."""
+    facts = read_json(run / "provenance.json")
+    links = [
+        (name, heading, facts["minutes"][name.removesuffix(".html")]) for name, heading in pages
+    ]
+    text = index(run, facts, links, run / "figures", "../figures/", run.name)
     with aside(run / "report" / "index.html") as temporary:
-        temporary.write_text(PAGE.format(title=f"lesionlib: {html.escape(run.name)}", body=body))
+        temporary.write_text(text)
+
+
+def _read(folder, name: str) -> pd.DataFrame:
+    return pd.read_csv(folder / "tables" / f"{name}.csv")
 
 
 if __name__ == "__main__":
     folder, values = resolve(sys.argv[1]), json.loads(sys.argv[2])
-    write_index(folder, values, write_pages(folder))
     write_provenance(folder, values)
+    write_index(folder, write_pages(folder))

@@ -4,14 +4,15 @@ import numpy as np
 import pandas as pd
 
 from lesionlib import data, prompts, statistics
+from lesionlib.paper import named
 
 CLAIMS = {  # what: its arm, the arm it is compared with; {a}: the smallest amount, {z}: the largest
-    "ControlNet pairs improve {network}": ("controlnet {a}", "real 0"),
-    "many ControlNet pairs improve {network}": ("controlnet {z}", "real 0"),
-    "more ControlNet pairs help {network} more": ("controlnet {z}", "controlnet {a}"),
-    "few ControlNet pairs beat as many of Pix2PixHD for {network}": (
+    "{a} ControlNet pairs improve the {network}": ("controlnet {a}", "real 0"),
+    "{z} ControlNet pairs improve the {network}": ("controlnet {z}", "real 0"),
+    "{z} ControlNet pairs help the {network} more than {a}": ("controlnet {z}", "controlnet {a}"),
+    "{a} ControlNet pairs help the {network} more than {a} of Pix2PixHD": (
         "controlnet {a}", "pix2pixhd {a}"),
-    "many ControlNet pairs beat as many of Pix2PixHD for {network}": (
+    "{z} ControlNet pairs help the {network} more than {z} of Pix2PixHD": (
         "controlnet {z}", "pix2pixhd {z}"),
 }
 CONTROLS = {  # the same for what the paper left out; {m}: each generator
@@ -117,7 +118,7 @@ def claims(images: pd.DataFrame) -> pd.DataFrame:
     for (network, schedule), some in images.groupby(["network", "schedule"], sort=False):
         found, amounts = arms(some), sorted(set(some["amount"]) - {0})
         if amounts:
-            for text, arm, other in _pairs(found, CLAIMS, [], amounts, network=network):
+            for text, arm, other in _pairs(found, CLAIMS, [], amounts, network=named(network)):
                 text = f"{text} ({SCHEDULES[schedule]})"
                 names = {"claim": text, "schedule": schedule, "network": network}
                 result = statistics.compare(found[arm], found[other])
@@ -140,7 +141,7 @@ def survival(table: pd.DataFrame) -> list[str]:
             (False, True): "better with equal optimiser steps, though not with equal epochs",
             (False, False): "not shown to be better under either schedule",
         }
-        lines.append(f"{network}, {arm} against {against}: {kept[longer, equal]}.")
+        lines.append(f"{named(network)}, {arm} against {against}: {kept[longer, equal]}.")
     return lines
 
 

@@ -33,14 +33,14 @@ BOTH = {("controlnet", 10): 0.05, ("controlnet", 50): 0.05, ("pix2pixhd", 10): 0
 
 def test_what_is_there_is_confirmed_and_what_is_not_is_not():
     said, sentences = verdicts(BOTH)
-    last = said.pop("many ControlNet pairs beat as many of Pix2PixHD for unet")
+    last = said.pop("50 ControlNet pairs help the U-Net more than 50 of Pix2PixHD")
     assert last in ("not confirmed", "not resolvable")
     assert said == {
-        "ControlNet pairs improve unet": "confirmed",
-        "many ControlNet pairs improve unet": "confirmed",
-        "more ControlNet pairs help unet more": "not confirmed",
-        "few ControlNet pairs beat as many of Pix2PixHD for unet": "confirmed"}
-    first = sentences["ControlNet pairs improve unet"]
+        "10 ControlNet pairs improve the U-Net": "confirmed",
+        "50 ControlNet pairs improve the U-Net": "confirmed",
+        "50 ControlNet pairs help the U-Net more than 10": "not confirmed",
+        "10 ControlNet pairs help the U-Net more than 10 of Pix2PixHD": "confirmed"}
+    first = sentences["10 ControlNet pairs improve the U-Net"]
     assert "confirmed. Difference +0.048, 95 % interval +0.043 to +0.052" in first
     assert "n = 150 images, 5 seeds" in first
     assert "would have shown" not in first
@@ -48,7 +48,7 @@ def test_what_is_there_is_confirmed_and_what_is_not_is_not():
 
 def test_harm_is_not_confirmed():
     said, _ = verdicts({("controlnet", 10): -0.03, ("controlnet", 50): -0.03})
-    assert said["ControlNet pairs improve unet"] == "not confirmed"
+    assert said["10 ControlNet pairs improve the U-Net"] == "not confirmed"
 
 
 def test_a_small_noisy_study_resolves_nothing_and_says_what_it_could_have_shown():
@@ -67,7 +67,7 @@ def test_verdicts_by_hand(low, high, p, said):
 def test_a_run_without_synthetic_arms_judges_nothing():
     assert verdict.claims(made_up({})).empty
     only_one = verdict.claims(made_up({("controlnet", 10): 0.02}))
-    assert only_one["claim"].tolist() == ["ControlNet pairs improve unet (equal epochs)"]
+    assert only_one["claim"].tolist() == ["10 ControlNet pairs improve the U-Net (equal epochs)"]
 
 
 @pytest.mark.parametrize("longer, equal, said", [
@@ -79,7 +79,7 @@ def test_what_survives_equal_training_is_said(longer, equal, said):
     rows = pd.concat([made_up({("controlnet", 10): gain}, schedule=name, draw=i)
                       for i, (name, gain) in enumerate((("epochs", longer), ("steps", equal)))])
     lines = verdict.survival(verdict.claims(rows))
-    assert len(lines) == 1 and lines[0].startswith("unet, controlnet 10 against real 0: ")
+    assert len(lines) == 1 and lines[0].startswith("U-Net, controlnet 10 against real 0: ")
     assert said in lines[0]
     assert verdict.survival(verdict.claims(made_up({("controlnet", 10): 0.05}))) == []
 

@@ -1,0 +1,201 @@
+"""What is published: nothing of a patient, no path of a machine, README and tables as one."""
+
+import base64
+import io
+import json
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lesionlib import config, plots, publish
+from lesionlib.errors import InputError
+from lesionlib.files import ROOT, write_csv, write_json
+from lesionlib.paper import NAMES
+
+matplotlib.use("agg")
+
+
+def patients(n=4, size=48, seed=0):
+    """Images of loud random blocks, which nothing else on a page looks like, and round masks."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 2, (n, size // 4, size // 4, 3), np.uint8) * 255
+    y, x = np.mgrid[:size, :size] - size / 2
+    masks = np.stack([np.hypot(y, x) < size / 4 + 2 * i for i in range(n)]).astype(np.uint8)
+    return coarse.repeat(4, 1).repeat(4, 2), masks
+
+
+def shows(page: np.ndarray, image: np.ndarray) -> bool:
+    """Whether a quarter of the image is on a page, at one of the scales that `run`'s sheet has."""
+    half = image.shape[0] // 2
+    corners = [image[a : a + half, b : b + half, 1] for a in (0, half) for b in (0, half)]
+    small = cv2.resize(page[..., 1], None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)
+    for side in range(13, 30):  # a panel of 0.8 inches has 80 or 120 pixels on the page
+        for part in corners:
+            wanted = cv2.resize(part, (side, side), interpolation=cv2.INTER_NEAREST)
+            if cv2.matchTemplate(small, wanted, cv2.TM_CCOEFF_NORMED).max() > 0.85:
+                return True
+    return False
+
+
+def opened(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A finished run on real images: one sheet, one plot, a notebook that shows both."""
+    folder, shown = tmp_path / "runs" / "mine", []
+    monkeypatch.setattr(plots, "display", shown.append)
+    images, masks = patients()
+    painted = patients(seed=1)[0]
+    rows = {"mask": masks, "original": plots.all_outlined(images, masks), "painted": painted}
+    sheet = plots.sheet(rows, made=["painted"], masks={"original": masks}, width=0.8)
+    plots.show(sheet, folder, "figure3")
+    plots.show(plots.curve([{"step": 1, "loss": 2}, {"step": 2, "loss": 1}], ["loss"], "loss"),
+               folder, "training")
+    outputs = []
+    for picture in shown:
+        data, metadata = picture._repr_mimebundle_()
+        text = data["image/png"]
+        text = base64.b64encode(text).decode() if isinstance(text, bytes) else text
+        outputs.append({"output_type": "display_data", "data": {"image/png": text},
+                        "metadata": metadata})
+    text = [f"{tmp_path}/clinic/images/7.jpg\n"]
+    said = {"output_type": "stream", "name": "stdout", "text": text}
+    for stage in ("01_data", "07_figures"):
+        write_json(folder / "notebooks" / f"{stage}.ipynb", {
+            "cells": [{"cell_type": "markdown", "source": ["# A stage"], "metadata": {}},
+                      {"cell_type": "code", "outputs": [*outputs, said], "source": [],
+                       "metadata": {}, "execution_count": 1}],
+            "metadata": {"papermill": {"duration": 60, "parameters": {"images": str(tmp_path)}}},
+            "nbformat": 4, "nbformat_minor": 5})
+    _write_tables(folder / "tables")
+    own = {"images": f"{tmp_path}/clinic/images", "masks": f"{tmp_path}/clinic/masks"}
+    settings = config.load("isic", own)
+    write_json(folder / "provenance.json", {
+        "settings": settings, "code": "0 (abc)", "minutes": {"01_data": 1.0, "07_figures": 2.0},
+        "images": {"G": 40, "S-train": 14, "S-val": 2, "S-test": 4}, "quarantine": "",
+        "environment": {"python": "3", "packages": {"torch": "2"}, "hardware": "two cores"}})
+    monkeypatch.setattr(publish, "FIGURES", tmp_path / "figures")
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- results: mine -->\nold\n<!-- end of results -->\nafter\n")
+    (tmp_path / "CITATION.cff").write_text("title: this\n")
+    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
+    return folder
+
+
+def _write_tables(folder):
+    arms = ["controlnet", "pix2pixhd"]
+    interval = {"mean_low": 0.1, "mean_high": 0.3}
+    claim = pd.DataFrame({"claim": ["better"], "verdict": ["confirmed"], "difference": [0.1],
+                          "low": [0.05], "high": [0.2], "p_holm": [0.01], "detectable": [0.02]})
+    paper = [{"network": "unet", "schedule": "epochs", "arm": arm, "mean": 0.2, **interval,
+              "difference": 0.1, "low": 0.0, "high": 0.2}
+             for arm in ("real 0", "controlnet 5", "pix2pixhd 5")]
+    tables = {
+        "table1": pd.DataFrame({"method": arms, "n": 4, "ssim": [0.5, 0.4]}),
+        "table1_comparison": pd.DataFrame([{"arm": a, "measure": m, "mean": 0.2, **interval}
+                                           for a in arms for m in ("mse", "psnr_255", "psnr_1",
+                                                                   "ssim")]),
+        "table2": pd.DataFrame({"network": "unet", "method": ["real", *arms], "amount": [0, 5, 5],
+                                "schedule": "epochs", "seeds": 3}),
+        "table2_comparison": pd.DataFrame(paper), "claims": claim, "image_claims": claim,
+        "mask_fidelity": pd.DataFrame({"images": ["real", *arms], "dice": 0.8, "hd95": 0.1}),
+        "curation": pd.DataFrame({"id": ["patient-17"], "split": ["G"]}),
+    }
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table)
+
+
+def pages(folder):
+    """Every picture that a published folder holds: files, and those inside notebooks."""
+    for path in folder.rglob("*.png"):
+        yield opened(path.read_bytes())
+    for path in folder.rglob("*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    yield opened(base64.b64decode(output["data"]["image/png"]))
+
+
+def test_no_part_of_a_patients_image_is_published_but_what_was_painted_is(run):
+    folder = publish.publish(run)
+    found = list(pages(folder))
+    assert len(found) == 2 + 2 * 2
+    real, painted = patients()[0], patients(seed=1)[0]
+    own = opened((run / "figures" / "figure3.png").read_bytes())
+    assert all(shows(own, image) for image in real)  # the run itself shows them
+    assert not any(shows(page, image) for page in found for image in real)
+    assert sum(all(shows(page, image) for image in painted) for page in found) == 3
+
+
+def test_they_are_shown_on_demand_and_if_they_are_nobodys(run):
+    image = patients()[0][1]
+    folder = publish.publish(run, show_images=True)
+    assert sum(shows(page, image) for page in pages(folder)) == 3
+    facts = json.loads((run / "provenance.json").read_text())
+    facts["settings"]["source"] = "phantom"
+    write_json(run / "provenance.json", facts)
+    assert sum(shows(page, image) for page in pages(publish.publish(run))) == 3
+
+
+def test_a_picture_of_unknown_content_is_refused_and_named(run):
+    path = run / "notebooks" / "01_data.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"][1]["outputs"][0]["metadata"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"01_data\.ipynb: cell 2 shows a picture of unknown"):
+        publish.publish(run)
+    assert not publish.FIGURES.exists() or not list(publish.FIGURES.iterdir())
+
+
+def test_no_path_of_the_machine_and_no_table_of_patients_is_published(run, tmp_path):
+    folder = publish.publish(run)
+    texts = [path.read_text() for path in folder.rglob("*") if path.suffix in (
+        ".ipynb", ".json", ".csv", ".html")]
+    assert len(texts) > 8
+    assert not any(f"{tmp_path}/clinic" in text or "patient-17" in text for text in texts)
+    assert any(".../images/7.jpg" in text for text in texts)
+
+
+def test_readme_holds_the_tables_and_what_stands_around_them(run, tmp_path):
+    folder = publish.publish(run)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("<!-- end of results -->\nafter\n")
+    assert "old" not in text and publish.results(folder) in text
+    assert "| + 5 ControlNet | 0.200 (0.100 to 0.300) | 0.912 |" in text
+    assert "[`mine`](mine): preset `isic`, real images, which are replaced" in (
+        publish.FIGURES / "README.md").read_text()
+
+
+def test_too_much_is_refused_and_what_was_there_stays(run, monkeypatch):
+    folder = publish.publish(run)
+    before = sorted(path.name for path in folder.rglob("*"))
+    monkeypatch.setattr(publish, "LARGEST", 5000)
+    with pytest.raises(InputError, match="MB are more than"):
+        publish.publish(run)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    assert [path.name for path in publish.FIGURES.iterdir() if path.is_dir()] == ["mine"]
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path):
+    with pytest.raises(InputError, match="it is no finished run"):
+        publish.publish(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(
+    path.parent.name for path in (ROOT / "figures").glob("*/provenance.json")))
+def test_the_readme_says_what_the_published_tables_say(name):
+    text = (ROOT / "README.md").read_text()
+    start = publish.FROM.format(name)
+    if start in text:
+        assert publish.results(ROOT / "figures" / name) in text.partition(start)[2]
+
+
+def test_every_method_and_network_of_the_settings_has_a_name():
+    settings = config.load("quick")
+    assert {*settings["methods"], *settings["networks"], "real", "base"} <= set(NAMES)
