@@ -307,7 +307,8 @@ only, n = {n}.</p>{_html(fidelity_table(run))}
 equal epochs.</p>{_html(dice_table(run))}
 <h2>What this says of the paper's claims</h2><p class="small">Confirmed: the interval lies above
 zero and p (corrected by Holm) is below 0.05. Not confirmed: not even half a Dice point of gain is
-within the interval. Not resolvable: this design cannot tell.</p>{_html(verdict_table(run), "sort prose")}
+within the interval. Not resolvable: this design cannot tell.</p>
+{_html(verdict_table(run), "sort prose")}
 <h2>Figures</h2>{_figures(figures, prefix)}
 <h2>Notebooks</h2><ol>{items}</ol>
 <h2>How to cite</h2><pre>{escape((ROOT / "CITATION.cff").read_text())}</pre>
