@@ -52,11 +52,11 @@ def test_sets_for_controls_are_those_of_the_other_mask_modes():
 
 
 def test_a_generator_from_elsewhere_is_one_more_method_in_every_arm():
-    settings = config.load("quick", {"others": {"gan": "/x"}})
+    settings = config.load("smoke", {"others": {"gan": "/x"}})
     own = [cell for cell in of_settings(settings) if source(cell.method) == "gan"]
     assert {(c.method, c.share > 0) for c in own} == {
         ("gan", True), ("gan", False), ("gan_best", True)}
-    assert len(of_settings(settings)) - len(own) == len(of_settings(config.load("quick")))
+    assert len(of_settings(settings)) - len(own) == len(of_settings(config.load("smoke")))
 
 
 def test_jobs_share_the_grid_evenly_and_wait_for_one_generator_only():
