@@ -1,6 +1,6 @@
 """The grid of Table 2: which network is trained on which data, for how long, with which seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ARMS = (
     "table",  # S-train alone, and with each amount of each generator, for equal epochs (the paper)
@@ -107,20 +107,26 @@ def of_settings(settings: dict) -> list[Cell]:
 
 
 def jobs(cells: list[Cell], per_job: int) -> list[tuple[list[str], list[str]]]:
-    """Synthetic sets and cell names of jobs of at most `per_job` cells that take about as long.
+    """Synthetic sets and cell names of jobs of about `per_job` cells that take about as long.
 
-    A job needs sets of one generator, so that it need not wait for the other.
+    A job needs sets of one generator, so that it need not wait for the other. The two schedules of
+    the largest set, which may be one training, are in one job: none is trained twice.
     """
 
     def maker(cell):
         name = source(cell.method)
         return "controlnet" if name == "base" or name.startswith("controlnet_") else name
 
-    found = []
+    most, found = max((cell.amount for cell in cells), default=0), []
     for needed in dict.fromkeys(map(maker, cells)):
-        some = [cell for cell in cells if maker(cell) == needed]
-        number = -(-len(some) // per_job)
-        for share in (some[i::number] for i in range(number)):
+        units = {}
+        for cell in cells:
+            if maker(cell) == needed:
+                schedule = "" if cell.amount == most else cell.schedule
+                units.setdefault(replace(cell, schedule=schedule), []).append(cell)
+        number = -(-sum(map(len, units.values())) // per_job)
+        shares = [list(units.values())[i::number] for i in range(number)]
+        for share in ([cell for unit in some for cell in unit] for some in shares if some):
             sets = dict.fromkeys(source(cell.method) for cell in share)
             found.append(([name for name in sets if name], [cell.id for cell in share]))
     return found

@@ -69,7 +69,18 @@ def test_jobs_share_the_grid_evenly_and_wait_for_one_generator_only():
     for needed, names in jobs(whole, 14):
         assert {source(Cell.parse(name).method) for name in names} <= {*needed, ""}
         assert len({name.partition("_")[0].replace("base", "controlnet") for name in needed}) <= 1
-        assert len(names) <= 14
+        assert len(names) <= 14 + 2
+
+
+@pytest.mark.parametrize("per_job", [1, 5, 14])
+def test_what_may_be_one_training_is_in_one_job(per_job):
+    cells = cells_of(["table", "steps"])
+    job_of = {name: i for i, (_, names) in enumerate(jobs(cells, per_job)) for name in names}
+    assert sorted(job_of) == sorted(cell.id for cell in cells)
+    for cell in cells:
+        if cell.amount == 3:
+            same = cell.id.replace("-epochs-", "-steps-")
+            assert job_of[cell.id] == job_of[same]
 
 
 def test_a_changed_seed_moves_no_other_cell_to_another_job():
