@@ -104,6 +104,12 @@ def test_letterbox_pads_and_crop_cuts(tmp_path):
     square, shape, repairs = curation.read_pair(*paths, 40, "crop")
     assert (square == image[:, 20:60]).all() and (shape == mask[:, 20:60] // 255).all()
     assert repairs == ["mask: 25% of the lesion cut off"]
+    whole = {fit: curation.whole_mask(*paths, fit) for fit in curation.FITS}
+    assert {fit: found.shape for fit, found in whole.items()} == {
+        "squash": (40, 80), "letterbox": (80, 80), "crop": (40, 40)}
+    assert (whole["squash"] == mask // 255).all() and (whole["crop"] == shape).all()
+    assert (whole["letterbox"][20:60] == mask // 255).all()
+    assert (curation.read_image(paths[0], 80, "letterbox") == wide).all()
     mask[:, 20:] = 0
     save(tmp_path / "m.png", mask)
     with pytest.raises(InputError, match="no lesion left at 40 px"):

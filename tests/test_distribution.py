@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lesionlib import distribution, phantom
+from lesionlib.errors import InputError
 
 
 def normal(n, d=16, mean=0.0, seed=0):
@@ -85,3 +86,37 @@ def test_compare_states_n_and_has_every_measure():
     found = distribution.compare(normal(60), normal(80, seed=1))
     assert found["n"] == 60 and abs(found["kid"]) < 5 * found["kid_sd"]
     assert {"fid", "precision", "recall", "density", "coverage"} < set(found)
+
+
+def test_diversity_and_pixel_distances_by_hand():
+    black, white = (np.full((1, 40, 40, 3), v, np.uint8) for v in (0, 255))
+    flat = distribution.pixels(np.concatenate([black, white, black]))
+    assert flat.shape == (3, 32 * 32 * 3)
+    assert distribution.nearest(flat[:1], flat[1:2])[0][0] == pytest.approx(1)  # an RMSE of all
+    assert distribution.diversity(flat, [0, 1, 0]) == 0
+    assert distribution.diversity(flat, [0, 0, 0]) == pytest.approx(2 / 3)
+
+
+def test_half_the_images_show_how_much_of_a_fid_is_a_matter_of_n():
+    found = distribution.compare(normal(100, 32), normal(400, 32, seed=1))
+    assert found["fid_half"] > 1.5 * found["fid"] > 0
+
+
+def test_inception_is_used_where_its_weights_are_and_its_absence_is_one_clear_error(tmp_path,
+                                                                                  monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(InputError, match="or set features to domain"):
+        distribution.extractor("inception", tmp_path)
+    import torchvision
+
+    path = tmp_path / "checkpoints" / "inception_v3_google-0cc3c7bd.pth"
+    path.parent.mkdir()
+    torch.save(torchvision.models.inception_v3(init_weights=False).state_dict(), path)
+    see, called = distribution.extractor("inception", tmp_path)
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
+    found = see(images)
+    assert found.shape == (2, 2048) and called == "Inception v3 (torchvision)"
+    np.testing.assert_allclose(found[1:], see(images[1:]), rtol=1e-3, atol=1e-4)
+    path.write_bytes(b"no weights")
+    with pytest.raises(InputError, match="no Inception v3 weights could be read"):
+        distribution.extractor(str(path), tmp_path)

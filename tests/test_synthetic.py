@@ -8,6 +8,7 @@ from PIL import Image
 from lesionlib import prompts, provenance, synthetic
 from lesionlib.data import Study
 from lesionlib.errors import InputError
+from lesionlib.masks import random_masks
 
 MASKS = np.zeros((5, 8, 8), np.uint8)
 MASKS[:, 2:5, 3:6] = 1
@@ -105,3 +106,25 @@ def test_what_is_asked_for_is_written_and_sizes_in_prompts_are_those_of_the_mask
     masks_again, plain = synthetic.ask(tmp_path, study, draw="joint", **common)
     assert np.array_equal(masks_again, masks) and all(" nevus, " in text for text in plain)
     assert synthetic.asked(tmp_path)[2] != fingerprint
+
+
+def test_control_sets_change_one_thing_each(tmp_path):
+    labels = pd.DataFrame({"id": [f"i{k}" for k in range(30)], "diagnosis": "nevus", "split": "G"})
+    labels[list(prompts.ATTRIBUTES)] = 1.0
+    real = random_masks(30, 32, seed=5)
+    study = Study(np.zeros((30, 32, 32, 3), np.uint8), real, labels, "f")
+    common = dict(prompt="full", details=["size"])
+    masks, texts = synthetic.ask(tmp_path, study, n=6, size=32, mode="paper", seed=1, draw="joint",
+                                 **common)
+    for name, same_masks in {"base": True, "controlnet_empty": True, "controlnet_real": False,
+                             "controlnet_fitted": False}.items():
+        shapes, words = synthetic.varied(tmp_path, study, name, 4, **common)
+        assert shapes.shape == (4, 32, 32) and len(words) == 4
+        assert np.array_equal(shapes, masks[:4]) == same_masks
+        if name == "controlnet_empty":
+            assert words == [""] * 4
+        elif same_masks:
+            assert words == texts[:4]
+        else:  # the same labels, with the size of the other mask
+            assert words == [f"{text.rpartition(', ')[0]}, {prompts.lesion_size(shape)}"
+                             for text, shape in zip(texts, shapes, strict=False)]
