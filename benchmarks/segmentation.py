@@ -80,7 +80,7 @@ def our_rate(network, images, masks, batch, steps, **options) -> tuple[float, fl
 
     def timed_build(*given, **named):
         model = build(*given, **named)
-        model.register_forward_pre_hook(lambda m, _: m.training and starts.append(clock()))
+        model.register_forward_pre_hook(lambda m, _: starts.append(clock()) if m.training else None)
         return model
 
     def timed_backward(*given, **named):
