@@ -30,7 +30,9 @@ from lesionlib.training import batch_at, device, fit, generator_at, share
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """Linear autoencoder: the leading principal components of p x p image patches.
 
-    Encoding is a strided convolution, decoding its transpose; there is nothing to train.
+    Encoding is a strided convolution, decoding a transposed one; there is nothing to train. A
+    decoder with a `reach` looks at that many neighbours on each side of a patch as well, so that
+    errors of sampled latents do not show as tiles.
     Images (B, 3, H, W) in [-1, 1] become latents (B, latent_channels, H/p, W/p) and back.
     Saved bases name this class in `model_index.json`, so loading them needs lesionlib.
     """
@@ -42,19 +44,34 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         patch: int = 4,
         scaling_factor: float = 1.0,
         block_out_channels: tuple = (0, 0, 0),
+        reach: int = 0,
     ):
         # diffusers' pipelines read the reduction 2 ** (len(block_out_channels) - 1) from there
         super().__init__()
-        size = (latent_channels, 3, patch, patch)
+        seen, painted = patch, patch * (2 * reach + 1)
+        size = (latent_channels, 3, seen, seen)
         self.analysis = nn.Parameter(torch.zeros(size), requires_grad=False)
+        size = (latent_channels, 3, painted, painted)
         self.synthesis = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.mean = nn.Parameter(torch.zeros(1, 3, 1, 1), requires_grad=False)
 
     @classmethod
-    def fit(cls, images: torch.Tensor, latent_channels: int, patch: int, whitening: float):
-        """From images (N, 3, H, W): components divided by std ** whitening, unit mean variance."""
+    def fit(
+        cls,
+        images: torch.Tensor,
+        latent_channels: int,
+        patch: int,
+        whitening: float,
+        reach: int = 0,
+        noise: float = 0.2,
+    ):
+        """From images (N, 3, H, W): components divided by std ** whitening, unit mean variance.
+
+        The decoder with a `reach` is the least-squares one for latents with Gaussian noise of
+        standard deviation `noise`, which stands for the errors of sampled ones.
+        """
         stages = int(np.log2(patch)) + 1
-        vae = cls(latent_channels, patch, block_out_channels=(0,) * stages)
+        vae = cls(latent_channels, patch, block_out_channels=(0,) * stages, reach=reach)
         vae.mean.data = images.mean((0, 2, 3), keepdim=True)
         patches = F.unfold(images - vae.mean, patch, stride=patch)  # (N, 3pp, L)
         flat = patches.permute(0, 2, 1).reshape(-1, 3 * patch * patch).double()
@@ -65,7 +82,17 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         scale = scale / (std * scale).square().mean().sqrt()
         shape = vae.analysis.shape
         vae.analysis.data = (vectors * scale[:, None]).reshape(shape).float()
-        vae.synthesis.data = (vectors / scale[:, None]).reshape(shape).float()
+        if not reach:
+            vae.synthesis.data = (vectors / scale[:, None]).reshape(shape).float()
+            return vae
+        near = F.unfold(vae.encode(images).latents, 2 * reach + 1, padding=reach)  # (N, C K K, L)
+        near = near.permute(0, 2, 1).flatten(0, 1).double()
+        noisy = near.T @ near + len(near) * noise**2 * torch.eye(near.shape[1], dtype=near.dtype)
+        weights = torch.linalg.solve(noisy, near.T @ flat)  # (C K K, 3pp)
+        # A patch is painted by its neighbours: their offsets are mirrored in the transposed kernel.
+        k, p = 2 * reach + 1, patch
+        weights = weights.reshape(latent_channels, k, k, 3, p, p).flip(1, 2)
+        vae.synthesis.data = weights.permute(0, 3, 1, 4, 2, 5).reshape(vae.synthesis.shape).float()
         return vae
 
     def encode(self, x, return_dict: bool = True):
@@ -75,7 +102,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, z, return_dict: bool = True, generator=None):
         """Images of latents (B, latent_channels, h, w)."""
-        x = F.conv_transpose2d(z, self.synthesis, stride=self.config.patch) + self.mean
+        patch, reach = self.config.patch, self.config.reach
+        x = F.conv_transpose2d(z, self.synthesis, stride=patch, padding=reach * patch) + self.mean
         return DecoderOutput(sample=x) if return_dict else (x,)
 
 
@@ -224,10 +252,11 @@ def new(
     attention: list[bool],
     text_width: int,
     seed: int,
+    reach: int = 0,
 ) -> StableDiffusionPipeline:
     """An untrained small Stable Diffusion for images (N, S, S, 3) and the words of `prompts`."""
     torch.manual_seed(seed)
-    vae = PatchAutoencoder.fit(pixels(images), latent_channels, patch, whitening)
+    vae = PatchAutoencoder.fit(pixels(images), latent_channels, patch, whitening, reach)
     tokenizer = tokenizer_for(prompts, folder / "vocabulary")
     text_encoder = CLIPTextModel(
         CLIPTextConfig(

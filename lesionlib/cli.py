@@ -9,7 +9,7 @@ import yaml
 
 from lesionlib import config
 from lesionlib.errors import InputError
-from lesionlib.files import ROOT, resolve
+from lesionlib.files import ROOT, held, resolve
 
 QUIET = {
     "-n",
@@ -145,6 +145,7 @@ def snakemake(options, rest) -> int:
         sys.executable,
         "-m",
         "snakemake",
+        "--nolock",  # its locks outlive a killed run; ours do not, and are one for each run
         *own,
         *rest,
         "--config",
@@ -152,9 +153,12 @@ def snakemake(options, rest) -> int:
         f"name={options.name}",
         *values,
     ]
-    code = subprocess.run(command, cwd=ROOT).returncode
+    if QUIET & set(rest):
+        return subprocess.run(command, cwd=ROOT).returncode
+    with held(resolve(settings["run"])) as hold:
+        code = subprocess.run(command, cwd=ROOT, pass_fds=[hold]).returncode
     report = resolve(settings["run"]) / "report" / "index.html"
-    if code == 0 and report.exists() and not QUIET & set(rest):
+    if code == 0 and report.exists():
         from lesionlib.closing import closing_lines  # pandas: loaded only where it is needed
 
         print(closing_lines(settings["run"]))

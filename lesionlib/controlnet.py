@@ -168,6 +168,8 @@ def ddim(denoise, scheduler, z: torch.Tensor, draws, *, steps: int, eta: float =
     """
     scheduler = DDIMScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(steps)
+    # At 1 and zero terminal SNR the first step takes the root of 0, which rounding makes negative.
+    eta = min(eta, 1 - 1e-4)
     for t in scheduler.timesteps:
         extra = None
         if eta:

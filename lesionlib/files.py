@@ -1,12 +1,17 @@
 """Writing files so that nothing is ever half-written under its final name."""
 
 import csv
+import fcntl
 import json
 import os
+import socket
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+from lesionlib.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository: notebooks/, config/, runs/
 
@@ -28,6 +33,32 @@ def aside(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder):
+    """Hold a folder against a second run; yields a file number for children to inherit.
+
+    The hold ends with the last process that has it, however that dies. InputError names the
+    process, machine and time of one that holds it already.
+    """
+    path = Path(folder) / ".held"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                folder,
+                f"another run is at work in this folder ({file.read().strip()})",
+                "wait for it to end, or give this run a folder of its own with --name",
+            ) from error
+        file.truncate(0)
+        now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
+        file.flush()
+        yield file.fileno()
 
 
 def write_json(path, value):

@@ -1,16 +1,20 @@
 """Notebooks as files: their parameters, and what an executed one has to tell its user.
 
-`python -m lesionlib.notebooks EXECUTED.ipynb` prints warnings and the failed cell, if any.
+`python -m lesionlib.notebooks EXECUTED.ipynb` prints warnings and the failed cell, if any, and
+makes the file pleasant to read: the answer goes to the top, long outputs are folded.
 """
 
 import ast
+import html
 import json
 import re
 import sys
 from pathlib import Path
 
-from lesionlib.files import ROOT
+from lesionlib.files import ROOT, aside
 
+PLACE = "*The last cells find it; an executed notebook has it here.*"  # of the answer, in cell 1
+LONG = 30  # lines of text or rows of a table: what is longer is folded
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 STAGES = (
     "01_data",
@@ -59,9 +63,54 @@ def warnings(path) -> list[str]:
     return found
 
 
+def answer(text: str):
+    """Display the answer to the notebook's question (Markdown); `tidy` puts it to the top."""
+    from IPython.display import Markdown, display  # not where files are only read
+
+    display(Markdown(text, metadata={"answer": True}))
+
+
+def folded(output: dict) -> dict:
+    """An output with its text or table inside a fold if that is `LONG`."""
+    data = output.get("data", {})
+    if output["output_type"] == "stream":
+        lines = "".join(output["text"]).splitlines()
+        text, size = f"<pre>{html.escape(chr(10).join(lines))}</pre>", f"{len(lines)} lines"
+        number = len(lines)
+    else:
+        text = "".join(data.get("text/html", ""))
+        number = text.count("<tr") if "<details>" not in text else 0
+        size = f"{number - 1} rows"
+    if number <= LONG:
+        return output
+    text = f"<details><summary>{size}</summary>{text}</details>"
+    plain = data.get("text/plain", output.get("text", ""))
+    return {"output_type": "display_data", "metadata": output.get("metadata", {}),
+            "data": {"text/html": text, "text/plain": plain}}
+
+
+def tidy(path):
+    """Put an executed notebook's answer to its top, and fold its long outputs."""
+    path = Path(path)
+    content = json.loads(path.read_text())
+    found = ""
+    for cell in content["cells"]:
+        for output in cell.get("outputs", []):
+            if output.get("metadata", {}).get("text/markdown", {}).get("answer"):
+                found = "".join(output["data"]["text/markdown"])
+        if "outputs" in cell:
+            cell["outputs"] = [folded(output) for output in cell["outputs"]]
+    for cell in content["cells"] if found else []:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = "".join(cell["source"]).replace(PLACE, found)
+    with aside(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+
+
 if __name__ == "__main__":
     executed = Path(sys.argv[1])
     if executed.exists():
         for line in [*warnings(executed), failure(executed)]:
             if line:
                 print(f"\n{line}\n", file=sys.stderr)
+        tidy(executed)

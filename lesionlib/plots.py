@@ -9,7 +9,9 @@ import numpy as np
 from IPython.display import Image, display
 
 from lesionlib.files import aside, resolve
+from lesionlib.notebooks import STAGES
 
+plt.style.use("seaborn-v0_8-colorblind")  # colours that everybody can tell apart
 OUTLINE = (0, 190, 255)  # a blue that neither skin nor lesion has
 
 
@@ -44,6 +46,7 @@ def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18, made=(),
     `masks` maps labels to the masks whose outlines are drawn there.
     """
     fig = _grid(rows, titles, width, wrap)
+    fig.says = f"Rows of pictures: {', '.join(rows)}."
     real = [k for k, some in rows.items() if k not in made and np.ndim(some[0]) == 3]
     if real:
         public = {}
@@ -100,12 +103,12 @@ def _write(fig, path, **options):
         fig.savefig(temporary, **options)
 
 
-def show(fig, run, name: str):
-    """Display a figure and close it; with a `run`, also write it to the run's figures.
+def show(fig, run, name: str, note: str = ""):
+    """Display a figure, its note (n, seeds, intervals) below; with a `run`, also write its files.
 
     figures/NAME.png, and NAME.svg of a plot without pictures; figures/public/NAME.png is the
     version without real images, if that is another one. The displayed output carries the name, so
-    that `publish` can put the public version in its place.
+    that `publish` can put the public version in its place, and a text for those who cannot see it.
     """
     versions = {"": fig, "public/": getattr(fig, "public", None)}
     if run:
@@ -121,7 +124,10 @@ def show(fig, run, name: str):
     for version in versions.values():
         if version is not None:
             plt.close(version)
-    display(Image(picture.getvalue(), metadata={"figure": name}))
+    says = f"{getattr(fig, 'says', f'Plot: {name}.'.replace('_', ' '))} {note}".strip()
+    display(Image(picture.getvalue(), metadata={"figure": name, "alt": says}))
+    if note:
+        print(note)
 
 
 def strongest_texture(images: np.ndarray) -> list[tuple]:
@@ -146,18 +152,23 @@ def crops(images: np.ndarray, windows) -> list[np.ndarray]:
 
 
 def workflow(counts: dict, synthetic: int, others=()):
-    """Figure 2: what goes where, with the numbers of images of this run."""
+    """Figure 2: what goes where, with this run's numbers of images; in brackets, the notebook."""
+    data, masks, control, gan, quality, segmentation, _ = (stage[:2] for stage in STAGES)
     segment = f"S-train {counts['S-train']}, S-val {counts['S-val']}, S-test {counts['S-test']}"
     boxes = {  # name: (x, y, text)
-        "data": (0, 2, "images, masks,\ndiagnoses, attributes"),
+        "data": (0, 2, f"images, masks,\ndiagnoses, attributes\n({data})"),
         "G": (1, 2.6, f"G: {counts['G']} pairs\nwith prompts"),
         "S": (1, 0.4, "S\n" + segment.replace(", ", "\n")),
-        "masks": (1, 1.6, f"{synthetic} masks\n(visual prompts)"),
-        "controlnet": (2, 2.6, "ControlNet on a\nlocked base, DDIM"),
-        "pix2pixhd": (2, 1.6, "Pix2PixHD"),
+        "masks": (1, 1.6, f"{synthetic} masks\n(visual prompts, {masks})"),
+        "controlnet": (2, 2.6, f"ControlNet on a\nlocked base, DDIM ({control})"),
+        "pix2pixhd": (2, 1.6, f"Pix2PixHD ({gan})"),
         "pairs": (3, 2.1, "\n".join(["synthetic pairs", *(f"and those of {o}" for o in others)])),
-        "networks": (3, 0.8, "U-Net, DCSAU-Net"),
-        "tables": (4, 1.4, "Table 1: image quality\nTable 2: Dice on S-test"),
+        "networks": (3, 0.8, f"U-Net, DCSAU-Net ({segmentation})"),
+        "tables": (
+            4,
+            1.4,
+            f"Table 1: image quality ({quality})\nTable 2: Dice on S-test ({segmentation})",
+        ),
     }
     arrows = [
         ("data", "G"),

@@ -7,6 +7,7 @@ import html
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -95,6 +96,18 @@ def title(path) -> str:
     return path.stem
 
 
+def described(body: str, path) -> str:
+    """A page whose pictures have the texts of `plots.show`: nbconvert leaves them without."""
+    outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
+    shown = [o["metadata"] for o in outputs if "image/png" in o.get("data", {})]
+    texts = iter([html.escape(x.get("image/png", {}).get("alt", "picture")) for x in shown])
+    return re.sub(
+        'alt="No description has been provided for this image"',
+        lambda found: f'alt="{next(texts, "picture")}"',
+        body,
+    )
+
+
 def write_pages(run) -> list[tuple[str, str]]:
     """Every executed notebook as a static page; returns (file name, title) of each."""
     exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
@@ -105,7 +118,7 @@ def write_pages(run) -> list[tuple[str, str]]:
         link = '<p style="margin:1rem"><a href="index.html">All notebooks of this run</a></p>'
         body = body.replace("<main>", f"<main>{link}", 1)
         with aside(run / "report" / f"{path.stem}.html") as temporary:
-            temporary.write_text(body)
+            temporary.write_text(described(body, path))
         pages.append((f"{path.stem}.html", title(path)))
     return pages
 

@@ -1,5 +1,6 @@
 """The form of the source notebooks: what makes them readable, runnable alone, and comparable."""
 
+import ast
 import json
 import re
 import subprocess
@@ -57,6 +58,46 @@ def test_cells_are_short_portable_and_explained(path):
         assert not re.search(r"""["'](/|~|[A-Z]:\\)\w""", source), "absolute path"
         assert "pip install" not in source and "os.chdir" not in source
     assert sum(cell["cell_type"] == "markdown" for cell in every) >= len(every) // 4
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_it_opens_with_a_question_and_a_place_for_the_answer_that_it_finds(path):
+    first = "".join(cells(path)[0]["source"])
+    assert "**Question.**" in first and f"**Answer.** {notebooks.PLACE}" in first
+    assert sum("answer(" in "".join(cell["source"]) for cell in cells(path, "code")) == 1
+    assert "**Written" in "".join(cells(path)[-1]["source"])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_every_figure_has_a_note_of_what_it_shows(path):
+    for cell in cells(path, "code"):
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "plots.show":
+                assert len(node.args) == 4, ast.unparse(node)
+
+
+def test_the_answer_goes_to_the_top_and_long_outputs_are_folded(tmp_path):
+    table = "<table>" + "<tr><td>1</td></tr>" * 40 + "</table>"
+    short = {"output_type": "display_data", "metadata": {}, "data": {
+        "text/html": table.replace("<tr><td>1</td></tr>" * 20, ""), "text/plain": "x"}}
+    long = {"output_type": "display_data", "metadata": {}, "data": {
+        "text/html": table, "text/plain": "x"}}
+    said = {"output_type": "stream", "name": "stdout", "text": ["a <b>\n"] * 31}
+    found = {"output_type": "display_data", "data": {"text/markdown": "It is 7.", "text/plain": ""},
+             "metadata": {"text/markdown": {"answer": True}}}
+    path = tmp_path / "a.ipynb"
+    path.write_text(json.dumps({"cells": [
+        {"cell_type": "markdown", "source": f"# A\n\n**Answer.** {notebooks.PLACE}"},
+        {"cell_type": "code", "outputs": [short, long, said, found]}]}))
+    for _ in range(2):  # a second time changes nothing
+        notebooks.tidy(path)
+        first, second = cells(path)
+        assert first["source"] == "# A\n\n**Answer.** It is 7."
+        outputs = second["outputs"]
+        assert outputs[0] == short and outputs[3] == found
+        assert outputs[1]["data"]["text/html"].startswith("<details><summary>39 rows</summary>")
+        folded = outputs[2]["data"]["text/html"]
+        assert folded.startswith("<details><summary>31 lines</summary><pre>a &lt;b&gt;\n")
 
 
 def test_every_setting_reaches_a_notebook_or_the_workflow():

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import config, phantom
+from lesionlib import config, notebooks, phantom
 from lesionlib.files import ROOT
 from lesionlib.grid import Cell, jobs, of_settings
 
@@ -153,6 +153,56 @@ def test_report_and_figures_are_whole_and_offline(finished):
         assert '<script src="http' not in (RUN / "report" / page).read_text()
     assert all((RUN / "figures" / f"figure{n}.png").stat().st_size > 5000 for n in (1, 2, 3, 4))
     assert (RUN / "provenance.json").exists()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's chromium is not installed")
+def test_a_browser_finds_no_error_in_the_report(finished, tmp_path):
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom"]
+    for page in ("index", "01_data", "06_segmentation"):
+        address = (RUN / "report" / f"{page}.html").as_uri()
+        process = subprocess.run(["chromium", *options, address], capture_output=True, text=True,
+                                 timeout=120)
+        assert process.returncode == 0 and "</html>" in process.stdout
+        said = [line for line in process.stderr.splitlines() if ":CONSOLE" in line]
+        assert not said, page
+        if page == "index":  # the script ran: heads of tables are buttons now
+            assert "<button>MSE</button>" in process.stdout
+
+
+def test_every_picture_of_the_report_says_what_it_shows(finished):
+    pages = sorted((RUN / "report").glob("*.html"))
+    tags = [tag for page in pages for tag in re.findall("<img[^>]*>", page.read_text())]
+    assert len(tags) > 20
+    texts = [re.search('alt="([^"]*)"', tag) for tag in tags]
+    assert all(text and len(text[1]) > 10 and "No description" not in text[1] for text in texts)
+
+
+def test_every_executed_notebook_opens_with_its_answer(finished):
+    for path in (RUN / "notebooks").glob("*.ipynb"):
+        first = "".join(json.loads(path.read_text())["cells"][0]["source"])
+        assert "**Answer.** " in first and notebooks.PLACE not in first, path
+
+
+def test_changes_to_a_generator_are_measured_once_and_sampling_needs_no_training(
+        finished, tmp_path):
+    plan, ladder = tmp_path / "plan.yaml", RUN / "ladder"
+    plan.write_text(
+        "preset: smoke\nsettings: {base_steps: 2, controlnet_steps: 2}\nrungs:\n  controlnet:\n"
+        "  - {name: start, kept: true}\n"
+        "  - {name: more noise, kept: false, change: {ddim_eta: 1.0}}\n"
+        "  pix2pixhd:\n  - {name: start, kept: true, change: {pix2pixhd_steps: 2}}\n")
+    command = [sys.executable, "-m", "lesionlib.ladder", str(RUN), str(plan)]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    found = pd.read_csv(plan.with_suffix(".csv"))
+    assert found["rung"].tolist() == ["real images", "start", "more noise", "start"]
+    assert found[["kid", "mask_fidelity"]].notna().all(axis=None)
+    assert len([path for path in ladder.iterdir() if path.is_dir()]) == 2
+    before = {path: path.stat().st_mtime_ns for path in ladder.rglob("*")}
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert before == {path: path.stat().st_mtime_ns for path in ladder.rglob("*")}
+    made = [np.load(path) for path in sorted(ladder.glob("*.npy"))]
+    assert len(made) == 3 and not (made[0] == made[1]).all()
 
 
 def test_a_second_start_has_nothing_to_do(finished, elsewhere):
