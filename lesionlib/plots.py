@@ -130,6 +130,12 @@ def show(fig, run, name: str, note: str = ""):
         print(note)
 
 
+def table(frame, precision: int = 3):
+    """Display a table without its index; what stands in its cells is text, never markup."""
+    style = frame.style.format(precision=precision, na_rep="", escape="html")
+    display(style.format_index(escape="html", axis="columns").hide(axis="index"))
+
+
 def strongest_texture(images: np.ndarray) -> list[tuple]:
     """For each image (S, S, 3) the square of half its side that holds most detail, as slices.
 

@@ -74,6 +74,11 @@ FIGURES = {  # name: caption; the file may be missing in a run that draws no suc
 }
 
 
+# Parameters are long lists, twice: the defaults and what this run was given.
+FOLD = """<style>.celltag_parameters .jp-CodeMirrorEditor,
+.celltag_injected-parameters .jp-CodeMirrorEditor { max-height: 9rem; overflow-y: auto }</style>"""
+
+
 def minutes(path) -> float:
     """How long an executed notebook ran, in minutes, as papermill recorded it."""
     return json.loads(path.read_text())["metadata"]["papermill"]["duration"] / 60
@@ -116,7 +121,7 @@ def write_pages(run) -> list[tuple[str, str]]:
     for path in executed(run):
         body, _ = exporter.from_filename(str(path))
         link = '<p style="margin:1rem"><a href="index.html">All notebooks of this run</a></p>'
-        body = body.replace("<main>", f"<main>{link}", 1)
+        body = body.replace("<main>", f"{FOLD}<main>{link}", 1)
         with aside(run / "report" / f"{path.stem}.html") as temporary:
             temporary.write_text(described(body, path))
         pages.append((f"{path.stem}.html", title(path)))
