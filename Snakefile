@@ -22,6 +22,7 @@ PAINTED = [  # those with images for the masks of S-test
     *cfg["methods"],
     *(name for name, where in cfg["others"].items() if (resolve(where) / "generated").is_dir()),
 ]
+GPU = {"gpu": cfg["job_gpus"]} if cfg["job_gpus"] else {}  # what a training asks a cluster for
 SOURCE = {key: cfg[key] for key in ("images", "masks", "table", "isic_root")}
 EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
 
@@ -36,11 +37,9 @@ def state(where):
 # to say (warnings, the failed cell) goes to the terminal, all else to the log.
 PAPERMILL = (
     "export OMP_NUM_THREADS={threads} LESIONLIB_QUIET=1 HF_HUB_DISABLE_TELEMETRY=1 "
-    "PYDEVD_DISABLE_FILE_VALIDATION=1; code=0; "
-    "papermill {input.notebook} {log.notebook} --cwd notebooks --no-progress-bar "
-    "--parameters_yaml {params.values:q} > {log.text} 2>&1 || code=$?; "
-    "python -m lesionlib.notebooks {log.notebook}; "
-    "[ $code -eq 0 ] || tail -n 3 {log.text} >&2; exit $code"
+    "PYDEVD_DISABLE_FILE_VALIDATION=1; "
+    "exec python -m lesionlib.stage {input.notebook} {log.notebook} --text {log.text} "
+    "--facts {log.facts} --values {params.values:q} --inputs {input} --outputs {output}"
 )
 
 
@@ -61,7 +60,11 @@ def values(stage, **more):
 
 def logs(stage):
     """The executed notebook is a log: it survives a failure, with the traceback in it."""
-    return {"notebook": f"{RUN}/notebooks/{stage}.ipynb", "text": f"{RUN}/logs/{stage}.txt"}
+    return {
+        "notebook": f"{RUN}/notebooks/{stage}.ipynb",
+        "text": f"{RUN}/logs/{stage}.txt",
+        "facts": f"{RUN}/logs/{stage}.json",
+    }
 
 
 localrules:
@@ -145,6 +148,9 @@ rule controlnet:
         code=code("03_controlnet"),
         values=values("03_controlnet"),
     threads: cfg["threads"]
+    resources:
+        **GPU,
+    priority: 1  # the longest, and others wait for it
     shell:
         PAPERMILL
 
@@ -164,6 +170,9 @@ rule pix2pixhd:
         code=code("04_pix2pixhd"),
         values=values("04_pix2pixhd"),
     threads: cfg["threads"]
+    resources:
+        **GPU,
+    priority: 1  # the longest, and others wait for it
     shell:
         PAPERMILL
 
@@ -237,7 +246,9 @@ for number, (needed, cells) in enumerate(jobs(CELLS, cfg["cells_per_job"]), 1):
         params:
             code=code("06_segmentation"),
             values=values("06_segmentation", cells=" ".join(cells)),
-        threads: 1
+        threads: cfg["threads"]
+        resources:
+            **GPU,
         shell:
             PAPERMILL
 

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lesionlib.errors import InputError
 from lesionlib.files import ROOT, aside
-from lesionlib.provenance import record
+from lesionlib.provenance import file_digest, record, recorded
 from lesionlib.training import batch_at, device, fit, generator_at, share
 
 
@@ -108,8 +108,16 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
 
 def load(name_or_path: str) -> StableDiffusionPipeline:
-    """A base from a diffusers directory or a hub id; raises InputError if it cannot be had."""
+    """A base from a diffusers directory or a hub id; InputError if it cannot be had.
+
+    Of a base that `save` wrote, weights that were cut short or changed are named.
+    """
     local = Path(name_or_path) if Path(name_or_path).is_absolute() else ROOT / name_or_path
+    for name, sha256 in recorded(local / "model_index.json").get("files", {}).items():
+        if not (local / name).exists() or file_digest(local / name) != sha256:
+            raise InputError(
+                local / name, "it was cut short or changed", f"delete {local} and start again"
+            )
     try:
         # No safety checker: it takes skin for nudity and blacks the picture out.
         pipe = StableDiffusionPipeline.from_pretrained(
@@ -363,7 +371,7 @@ def train(
     rising = round(warmup * steps)
     fit(
         model, loss_at, folder, steps=steps, lr=lr, record=record, warmup=rising, desc="base",
-        **options,
+        lower="base_batch", **options,
     )
     pipe.text_encoder.eval()
     return pipe
@@ -377,4 +385,6 @@ def save(pipe, folder, **facts):
         getattr(pipe, name).save_pretrained(folder / name)
     with aside(folder / "model_index.json") as temporary:
         temporary.write_text(pipe.to_json_string())
-    record(folder / "model_index.json", **facts)
+    weights = sorted(folder.glob("*/*.safetensors"))
+    files = {str(path.relative_to(folder)): file_digest(path) for path in weights}
+    record(folder / "model_index.json", files=files, **facts)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 
@@ -77,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--show-images", action="store_true", help="publish real images too (if you may)"
     )
+    options.add_argument(
+        "--cluster", metavar="NAME", help="send the jobs to a cluster, by profiles/NAME (slurm)"
+    )
+    options.add_argument("--why", metavar="FILE", help="what is behind a table or figure of a run")
+    options.add_argument("--verify", metavar="RUN", help="is all of a run as it was written?")
     options.add_argument("--lab", action="store_true", help="open JupyterLab")
     return options
 
@@ -127,20 +133,32 @@ def check_sources(settings):
             raise InputError(resolve(value), "this does not exist", remedy)
 
 
+def check_cluster(name: str | None):
+    """Raise InputError if there is no such profile, or no Slurm where it is asked for."""
+    known = sorted(path.parent.name for path in (ROOT / "profiles").glob("*/config.yaml"))
+    if name and name not in known:
+        raise InputError(
+            f"--cluster {name}", f"there is no profiles/{name}", f"one of {', '.join(known)}"
+        )
+    if name == "slurm" and not shutil.which("sbatch"):
+        raise InputError(
+            "--cluster slurm", "sbatch was not found", "start it on a login node of the cluster"
+        )
+
+
 def snakemake(options, rest) -> int:
     """Run the DAG and, if it ran through, print the two tables and the path of the report."""
     given = overrides(options)
+    check_cluster(options.cluster)
     settings = config.load(options.preset, given, options.name)
     check_sources(settings)
     values = [
         f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
         for key, value in given.items()
     ]
-    own = (
-        []
-        if {"--profile", "--workflow-profile"} & set(rest)
-        else ["--workflow-profile", "profiles/local"]
-    )
+    own = ["--workflow-profile", f"profiles/{options.cluster or 'local'}"]
+    if {"--profile", "--workflow-profile"} & set(rest):
+        own = []
     command = [
         sys.executable,
         "-m",
@@ -174,6 +192,11 @@ def main(arguments=None) -> int:
         command = [sys.executable, "-m", "lesionlib.publish", options.publish]
         command += ["--show-images"] if options.show_images else []
         return subprocess.run(command, cwd=ROOT).returncode
+    for verb in ("why", "verify"):
+        if path := getattr(options, verb):
+            from lesionlib import trace  # pandas: loaded only where it is needed
+
+            return trace.main(verb, path)
     for name, module in (
         ("lab", "jupyterlab"),
         ("fetch", "lesionlib.fetch"),

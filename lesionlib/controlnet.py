@@ -25,8 +25,8 @@ from lesionlib import latents as cache
 from lesionlib.base import decode_latents, denoising_loss, flipped, noised
 from lesionlib.errors import InputError
 from lesionlib.files import read_json, resolve, write_json
-from lesionlib.provenance import digest, record
-from lesionlib.training import batch_at, device, fit, generator_at, share
+from lesionlib.provenance import digest, record, unchanged
+from lesionlib.training import batch_at, device, fit, generator_at, memory, share
 
 
 def hint(masks: np.ndarray) -> torch.Tensor:
@@ -154,6 +154,7 @@ def train(
     fit(
         steered, loss_at, folder, steps=steps, lr=lr, record=record, warmup=rising,
         desc="ControlNet", **options,
+        lower="controlnet_batch (and raise controlnet_accumulate), or set gradient_checkpointing",
     )
     if gradient_checkpointing:
         steered.unet.disable_gradient_checkpointing()
@@ -233,7 +234,7 @@ def sample(
         noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(where)
         text, empty = words[asked], words[none].expand(len(guided), -1, -1)
 
-        with torch.autocast(where.type, kind, enabled=precision != "no"):
+        with memory("sample_batch"), torch.autocast(where.type, kind, enabled=precision != "no"):
             with steered.seen_once(control) as seen:
                 denoise = guide(steered, text, seen, guided, empty, guidance)
                 z = ddim(denoise, pipe.scheduler, noise, draws, steps=steps, eta=eta)
@@ -256,6 +257,7 @@ def load(pipe, folder) -> Steered:
     """What `save` wrote, on the base of `pipe`; InputError if there is none."""
     if not (folder / "config.json").exists():
         raise InputError(folder, "no ControlNet is saved here", "run notebooks/03_controlnet.ipynb")
+    unchanged(folder / "diffusion_pytorch_model.safetensors")
     control = ControlNetModel.from_pretrained(folder)
     own = (folder / "unet").exists()
     unet = UNet2DConditionModel.from_pretrained(folder / "unet") if own else pipe.unet

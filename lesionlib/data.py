@@ -7,9 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from lesionlib.curation import whole_mask
-from lesionlib.errors import require
+from lesionlib.errors import InputError, require
 from lesionlib.files import aside, read_json, resolve, write_csv
 from lesionlib.progress import progress
 from lesionlib.prompts import ATTRIBUTES
@@ -41,6 +42,12 @@ def pixels(run) -> Path:
     return resolve(run) / "checkpoints" / "pixels"
 
 
+def fingerprint(folder) -> str:
+    """Digest of the images, masks and labels in a run's data/."""
+    arrays = (file_digest(folder / name) for name in ("images.npy", "masks.npy"))
+    return digest(*arrays, (folder / "index.csv").read_bytes())
+
+
 def save(run, table, orphans, **facts):
     """Write the arrays and tables of a run; `curation.curate` has left the arrays in `pixels`.
 
@@ -61,24 +68,25 @@ def save(run, table, orphans, **facts):
     write_csv(folder / "tables" / "quarantine.csv", quarantine)
     index = used.drop(columns=["status", "reason", "image", "mask"])
     write_csv(folder / "data" / "index.csv", index)
-    fingerprint = digest(
-        file_digest(images), file_digest(masks), index.to_csv(index=False).encode()
-    )
-    record(folder / "data" / "index.csv", data=fingerprint, n=len(used), **facts)
+    found = fingerprint(folder / "data")
+    record(folder / "data" / "index.csv", data=found, n=len(used), **facts)
 
 
 def load(run) -> Study:
-    """The study's arrays; raises InputError if notebook 01 has not been run."""
+    """The study's arrays; InputError if notebook 01 has not been run, or if they were damaged."""
     folder = resolve(run) / "data"
     index = require(folder / "index.csv", "01_data")
     table = pd.read_csv(index, keep_default_na=False, na_values={a: [""] for a in ATTRIBUTES})
     facts = read_json(require(folder / "index.csv.json", "01_data"))
-    return Study(
-        np.load(require(folder / "images.npy", "01_data"), mmap_mode="r"),
-        np.load(require(folder / "masks.npy", "01_data"), mmap_mode="r"),
-        table,
-        facts["data"],
-    )
+    images, masks = (require(folder / name, "01_data") for name in ("images.npy", "masks.npy"))
+    if fingerprint(folder) != facts["data"]:
+        raise InputError(
+            folder,
+            "images.npy, masks.npy or index.csv were cut short or changed",
+            "delete these three and run notebooks/01_data.ipynb, or ./run_all.sh, again",
+        )
+    arrays = [np.load(path, mmap_mode="r") for path in (images, masks)]
+    return Study(*arrays, table, facts["data"])
 
 
 def save_originals(path, table, fit: str):
@@ -99,7 +107,7 @@ def export_masks(run):
     test = load(run).part("S-test")
     for name, mask in zip(test.table["id"], test.masks, strict=True):
         with aside(resolve(run) / "data" / "s_test_masks" / f"{name}.png") as temporary:
-            cv2.imwrite(str(temporary), mask * 255)
+            Image.fromarray(mask * 255).save(temporary)
 
 
 def originals(path, ids, notebook: str = "01_data") -> list[np.ndarray]:

@@ -1,9 +1,11 @@
 """Writing files so that nothing is ever half-written under its final name."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from contextlib import contextmanager
@@ -24,13 +26,25 @@ def resolve(path) -> Path:
 
 @contextmanager
 def aside(path):
-    """Yield a temporary path of the same suffix beside `path`; rename it on success."""
+    """Yield a temporary path of the same suffix beside `path`; rename it on success.
+
+    InputError if the disk is full; nothing is left behind then, and what was there stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:  # writers say it in their own ways: OSError, RuntimeError ...
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and shutil.disk_usage(path.parent).free > 2**16:
+            raise
+        raise InputError(
+            path,
+            "it could not be written: no space is left on the disk",
+            "make room, or use a run folder on another disk, then start again",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,9 +82,14 @@ def write_json(path, value):
 
 
 def read_json(path, default=None):
-    """The content of a JSON file, or `default` if there is none."""
+    """The content of a JSON file, or `default` if there is none; InputError if it is damaged."""
     path = Path(path)
-    return json.loads(path.read_text()) if path.exists() else default
+    try:
+        return json.loads(path.read_text()) if path.exists() else default
+    except ValueError as error:  # no JSON, or no text at all
+        raise InputError(
+            path, "it was cut short or changed", "delete it and start again: it is made anew"
+        ) from error
 
 
 def write_csv(path, frame):

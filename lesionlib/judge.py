@@ -14,7 +14,7 @@ from torch import nn
 from lesionlib import data, metrics, segmentation
 from lesionlib.errors import require
 from lesionlib.files import aside, read_json, resolve, write_json
-from lesionlib.provenance import code_digest, record, recorded
+from lesionlib.provenance import code_digest, record, recorded, unchanged
 from lesionlib.training import device
 
 
@@ -65,7 +65,7 @@ def train(run, study, *, size: int, options: dict, epochs: int, batch: int, lr: 
 def load(run) -> Judge:
     """The judge of a run; InputError if notebook 02 has not trained it."""
     folder = resolve(run) / "models" / "judge"
-    weights = load_file(require(folder / "model.safetensors", "02_masks"))
+    weights = load_file(unchanged(require(folder / "model.safetensors", "02_masks")))
     config = read_json(folder / "config.json")
     model = segmentation.build("unet", **config["options"])
     model.load_state_dict(weights)

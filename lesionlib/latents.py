@@ -12,7 +12,7 @@ import torch
 from lesionlib.base import encode, flipped, token_ids
 from lesionlib.files import aside
 from lesionlib.progress import progress
-from lesionlib.provenance import digest
+from lesionlib.provenance import digest, record, recorded
 
 
 def weights_digest(module) -> str:
@@ -27,17 +27,20 @@ def weights_digest(module) -> str:
 def _kept(path, shape, parts):
     """The float32 array of `shape` at `path`, memory-mapped; made of `parts` if it is not there.
 
-    `parts` yields (index, values) that fill it; only the main process makes it.
+    `parts` yields (index, values) that fill it; only the main process makes it. One that was cut
+    short or changed is made anew.
     """
     from accelerate import PartialState
 
-    with PartialState().main_process_first():
-        if not path.exists():
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process and not (path.exists() and recorded(path)):
             with aside(path) as temporary:
                 array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
                 for index, values in parts:
                     array[index] = values
                 array.flush()
+            record(path)
     return np.load(path, mmap_mode="r")
 
 

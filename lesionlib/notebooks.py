@@ -1,14 +1,9 @@
-"""Notebooks as files: their parameters, and what an executed one has to tell its user.
-
-`python -m lesionlib.notebooks EXECUTED.ipynb` prints warnings and the failed cell, if any, and
-makes the file pleasant to read: the answer goes to the top, long outputs are folded.
-"""
+"""Notebooks as files: their parameters, and what an executed one has to tell its user."""
 
 import ast
 import html
 import json
 import re
-import sys
 from pathlib import Path
 
 from lesionlib.files import ROOT, aside
@@ -107,10 +102,8 @@ def tidy(path):
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
 
 
-if __name__ == "__main__":
-    executed = Path(sys.argv[1])
-    if executed.exists():
-        for line in [*warnings(executed), failure(executed)]:
-            if line:
-                print(f"\n{line}\n", file=sys.stderr)
-        tidy(executed)
+def said(path) -> list[str]:
+    """Warnings and the failure, if any, of an executed notebook, which is made tidy."""
+    lines = [line for line in [*warnings(path), failure(path)] if line]
+    tidy(path)
+    return lines

@@ -20,7 +20,14 @@ from lesionlib.data import resized
 from lesionlib.errors import InputError
 from lesionlib.files import Log, aside, read_json, write_json
 from lesionlib.progress import progress
-from lesionlib.training import batch_at, generator_at, load_checkpoint, save_checkpoint
+from lesionlib.training import (
+    Stop,
+    batch_at,
+    generator_at,
+    load_checkpoint,
+    memory,
+    save_checkpoint,
+)
 
 WIDEST = 512  # channels of the discriminator at most
 VGG_SLICES = ((0, 2), (2, 7), (7, 12), (12, 21), (21, 30))  # up to relu1_1, 2_1, 3_1, 4_1, 5_1
@@ -386,31 +393,34 @@ def stage(both, images, masks, out_dir, *, steps: int, batch: int, seed: int, re
     log = Log(out_dir / "log.csv", fields, start)
     vgg = None if vgg is None else vgg.to(device)
     bar = progress(range(start, steps), desc="Pix2PixHD", total=steps, initial=start)
-    for step in bar:
-        if step == fixed_steps and fixed_steps:
-            both.requires_grad_(True)
-            optimiser = adam()
-        rate = lr * min(1.0, 2 * (1 - step / steps))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        real, condition = (x.to(device, memory_format=torch.channels_last)
-                           for x in batch_of(images, masks, step, batch, seed))
-        optimiser.zero_grad(set_to_none=True)
-        losses = gradients(*both, real, condition, lambda_feat, vgg, precision, scaler.scale)
-        scaler.step(optimiser)
-        scaler.update()
-        sums = {name: sums.get(name, 0.0) + loss for name, loss in losses.items()}
-        if not all(map(math.isfinite, losses.values())):
-            raise InputError(path, f"a loss is no number any more at step {step + 1}: {losses}",
-                             "lower pix2pixhd_lr, or set precision to no; then start again")
-        if (step + 1) % log_every == 0:
-            means = {name: f"{value / log_every:.5g}" for name, value in sums.items()}
-            log.add(step=step + 1, lr=f"{rate:.4g}", **means)
-            bar.set_postfix(means)
-            sums = {}
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_checkpoint(path, model=both.state_dict(), optimiser=optimiser.state_dict(),
-                            scaler=scaler.state_dict(), step=step + 1, sums=sums, record=record)
+    with Stop() as stop, memory("pix2pixhd_batch or pix2pixhd_channels"):
+        for step in bar:
+            if step == fixed_steps and fixed_steps:
+                both.requires_grad_(True)
+                optimiser = adam()
+            rate = lr * min(1.0, 2 * (1 - step / steps))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            real, condition = (x.to(device, memory_format=torch.channels_last)
+                               for x in batch_of(images, masks, step, batch, seed))
+            optimiser.zero_grad(set_to_none=True)
+            losses = gradients(*both, real, condition, lambda_feat, vgg, precision, scaler.scale)
+            scaler.step(optimiser)
+            scaler.update()
+            sums = {name: sums.get(name, 0.0) + loss for name, loss in losses.items()}
+            if not all(map(math.isfinite, losses.values())):
+                raise InputError(path, f"a loss is no number any more at step {step + 1}: {losses}",
+                                 "lower pix2pixhd_lr, or set precision to no; then start again")
+            if (step + 1) % log_every == 0:
+                means = {name: f"{value / log_every:.5g}" for name, value in sums.items()}
+                log.add(step=step + 1, lr=f"{rate:.4g}", **means)
+                bar.set_postfix(means)
+                sums = {}
+            if (step + 1) % save_every == 0 or step + 1 == steps or stop.asked:
+                save_checkpoint(path, model=both.state_dict(), optimiser=optimiser.state_dict(),
+                                scaler=scaler.state_dict(), step=step + 1, sums=sums, record=record)
+            if stop.asked and step + 1 < steps:
+                raise stop.error(path, step + 1)
     both.requires_grad_(True)
     return both[0].eval()
 

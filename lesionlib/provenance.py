@@ -4,6 +4,7 @@ import ast
 import datetime
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import lesionlib
+from lesionlib.errors import InputError
 from lesionlib.files import ROOT, read_json, write_json
 
 PACKAGES = (
@@ -110,6 +112,21 @@ def code_version() -> str:
 
 
 @cache
+def hardware() -> str:
+    """Processor, cores, and the accelerator if there is one."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
+    except (OSError, subprocess.CalledProcessError):
+        said = []
+    return f"{name}, {os.cpu_count()} cores, {', '.join(filter(None, said)) or 'no GPU'}"
+
+
+@cache
 def environment() -> dict:
     """Versions of the packages and the machine that computes."""
     versions = {}
@@ -121,17 +138,19 @@ def environment() -> dict:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
+        "hardware": hardware(),
         "packages": versions,
     }
 
 
 def record(path, **facts):
-    """Write `path`.json: the facts given, the code version, the environment and the time."""
+    """Write `path`.json: the facts given, the file's SHA-256, code version, environment, time."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_json(
         f"{path}.json",
         {
             "artefact": Path(path).name,
+            "sha256": file_digest(path),
             **facts,
             "code": code_version(),
             "environment": environment(),
@@ -141,8 +160,27 @@ def record(path, **facts):
 
 
 def recorded(path) -> dict:
-    """The record written beside an artefact (empty if there is none)."""
-    return read_json(f"{path}.json", {})
+    """The record written beside an artefact.
+
+    Empty if there is none, or if artefact or record were cut short or changed since: then a
+    WARNING names it, and who asks makes it anew.
+    """
+    try:
+        unchanged(path)
+        return read_json(f"{path}.json", {})
+    except InputError as error:
+        print(f"WARNING: {error.where}: {error.problem}; it is made anew")
+        return {}
+
+
+def unchanged(path):
+    """Return `path`; InputError if it is not the file that its record was written for."""
+    wanted = read_json(f"{path}.json", {}).get("sha256")
+    if wanted and (not Path(path).exists() or file_digest(path) != wanted):
+        raise InputError(
+            path, "it was cut short or changed", "delete it and start again: it is made anew"
+        )
+    return path
 
 
 def header(run) -> str:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lesionlib import prompts, segmentation
 from lesionlib.errors import require
 from lesionlib.files import aside, read_json, resolve, write_json
-from lesionlib.provenance import record
+from lesionlib.provenance import record, unchanged
 from lesionlib.training import batch_at, device, fit, generator_at
 
 NETWORK = "resnet10t"  # of timm: small, and sees enough at 64 pixels
@@ -77,7 +77,7 @@ def save(model: nn.Module, run, columns, **facts):
 def load(run) -> nn.Module:
     """The classifier of a run; InputError if notebook 03 has not trained it."""
     folder = resolve(run) / "models" / "recogniser"
-    weights = load_file(require(folder / "model.safetensors", "03_controlnet"))
+    weights = load_file(unchanged(require(folder / "model.safetensors", "03_controlnet")))
     model = _untrained(len(read_json(folder / "config.json")["columns"]))
     model.load_state_dict(weights)
     return model.to(device(), memory_format=torch.channels_last).eval()

@@ -5,16 +5,13 @@
 
 import html
 import json
-import os
-import platform
 import re
 import sys
-from pathlib import Path
 
 import pandas as pd
 from nbconvert import HTMLExporter
 
-from lesionlib import notebooks, paper
+from lesionlib import notebooks, paper, trace
 from lesionlib.closing import quarantined, table
 from lesionlib.files import ROOT, aside, read_json, resolve, write_json
 from lesionlib.paper import named
@@ -31,7 +28,8 @@ body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
 h1 {{ line-height: 1.2 }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ccd }}
 .scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: .92rem }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ccd; text-align: right }}
-td {{ white-space: nowrap }} .prose td {{ white-space: normal }}
+td {{ white-space: nowrap }} .bar {{ background: linear-gradient(90deg, #bcd7f0 var(--share),
+transparent var(--share)) }} .prose td {{ white-space: normal }}
 th:first-child, td:first-child {{ text-align: left }}
 th button {{ font: inherit; font-weight: bold; background: none; border: 0; cursor: pointer }}
 th[aria-sort=ascending] button::after {{ content: " \\2191" }}
@@ -77,6 +75,14 @@ FIGURES = {  # name: caption; the file may be missing in a run that draws no suc
 # Parameters are long lists, twice: the defaults and what this run was given.
 FOLD = """<style>.celltag_parameters .jp-CodeMirrorEditor,
 .celltag_injected-parameters .jp-CodeMirrorEditor { max-height: 9rem; overflow-y: auto }</style>"""
+
+
+RESOURCES = {  # what `stage` measures: heading, and units per unit that is shown
+    "seconds": ("minutes", 60),
+    "cpu_seconds": ("CPU minutes", 60),
+    "memory_mb": ("largest memory, GB", 1024),
+    "gpu_memory_mb": ("largest GPU memory, GB", 1024),
+}
 
 
 def minutes(path) -> float:
@@ -128,18 +134,6 @@ def write_pages(run) -> list[tuple[str, str]]:
     return pages
 
 
-def hardware() -> str:
-    """Processor, cores, and the accelerator if there is one."""
-    import torch  # seconds
-
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{name}, {os.cpu_count()} cores, {gpu}"
-
-
 def write_provenance(run, settings: dict):
     """provenance.json: settings, code, environment, minutes per notebook, records of artefacts."""
     records = {
@@ -154,10 +148,12 @@ def write_provenance(run, settings: dict):
         {
             "settings": settings,
             "code": code_version(),
-            "environment": environment() | {"hardware": hardware()},
+            "environment": environment(),
             "images": {part: int((split == part).sum()) for part in PARTS},
             "quarantine": quarantined(run),
             "minutes": {path.stem: round(minutes(path), 2) for path in executed(run)},
+            "resources": {name: {key: facts[key] for key in RESOURCES} for name, facts in
+                          trace.stages(run).items()},
             "artefacts": records,
             "sha256": {str(path.relative_to(run)): file_digest(path) for path in sorted(files)},
         },
@@ -268,6 +264,26 @@ def abstract(folder, facts: dict) -> str:
     )
 
 
+def resources(facts: dict) -> str:
+    """Table and bars of what each stage took, as HTML."""
+    spent = facts.get("resources", {})
+    most = {key: max([1e-9, *(one[key] for one in spent.values())]) for key in RESOURCES}
+    shown = {key: head for key, head in RESOURCES.items() if most[key] > 1e-9}
+    rows = []
+    for name in sorted(spent):
+        cells = "".join(
+            f'<td class="bar" style="--share:{100 * spent[name][key] / most[key]:.0f}%">'
+            f"{spent[name][key] / unit:.1f}</td>"
+            for key, (_, unit) in shown.items()
+        )
+        rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+    heads = "".join(f"<th>{head}</th>" for head, _ in shown.values())
+    return (
+        f'<div class="scroll"><table class="sort"><thead><tr><th>stage</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
 def _html(table: pd.DataFrame, classes: str = "sort") -> str:
     text = table.to_html(index=False, border=0, classes=classes, na_rep="")
     return f'<div class="scroll">{text}</div>'
@@ -329,6 +345,9 @@ within the interval. Not resolvable: this design cannot tell.</p>
 {_html(verdict_table(run), "sort prose")}
 <h2>Figures</h2>{_figures(figures, prefix)}
 <h2>Notebooks</h2><ol>{items}</ol>
+<h2>Time and memory</h2><p class="small">Of each notebook; bars are shares of the largest value of
+the column. Some ran side by side. Energy is not estimated: no meter could be read.</p>
+{resources(facts)}
 <h2>How to cite</h2><pre>{escape((ROOT / "CITATION.cff").read_text())}</pre>
 <h2>This run</h2><div class="scroll"><table>{rows}</table></div>
 <details><summary>All settings</summary><pre>{escape(values)}</pre></details>"""

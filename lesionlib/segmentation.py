@@ -23,7 +23,14 @@ from lesionlib.files import Log, write_csv
 from lesionlib.grid import Cell, source
 from lesionlib.progress import progress
 from lesionlib.provenance import code_digest, digest, record, recorded
-from lesionlib.training import batch_at, device, generator_at, load_checkpoint, save_checkpoint
+from lesionlib.training import (
+    Stop,
+    batch_at,
+    device,
+    generator_at,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 NETWORKS = ("unet", "dcsaunet")
 DECODER = (64, 48, 32, 16, 16)  # narrower than smp's default (256, 128, 64, 32, 16)
@@ -136,17 +143,21 @@ def predict(model: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray
 
 
 def _start(network, seed, lr, checkpoint, key, **options):
-    """Model, optimiser, and (best weights, their validation Dice, step): fresh, or as saved."""
+    """Model, optimiser, and what a training goes on from, fresh or as saved.
+
+    That is: best weights, their validation Dice, step; loss since the last look, its steps.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(network, **options).to(device())
     optimiser = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     state = load_checkpoint(checkpoint, key) if checkpoint else None
     if state is None:
-        return model, optimiser, (None, -1.0, 0)
+        return model, optimiser, (None, -1.0, 0), (torch.zeros(()), 0)
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
-    return model, optimiser, (state["best"], state["score"], state["step"])
+    best = state["best"], state["score"], state["step"]
+    return model, optimiser, best, (state["total"], state["done"])
 
 
 def _loss(model, pairs, step, batch, seed, change, kind):
@@ -168,7 +179,8 @@ def train(network: str, images, masks, val_images, val_masks, *, steps: int, bat
     by one of AUGMENTATIONS; `precision` no or bf16 (fp16 would need loss scaling). What is drawn
     depends on (seed, step) alone: equal results on a CPU with equal threads. The mean Dice per
     image of the val part is measured `looks` times, the last at the end, and logged to `log_path`.
-    With `checkpoint`, a path, an interrupted training of the same `key` goes on from there.
+    With `checkpoint`, a path, an interrupted training of the same `key` goes on from there; after a
+    signal to stop (`training.Stop`) it is written and InputError raised.
     `options` go to `build`.
     """
     _check(images, masks, "training part")
@@ -176,29 +188,35 @@ def train(network: str, images, masks, val_images, val_masks, *, steps: int, bat
     batch = max(2, min(batch, len(images)))  # batch normalisation needs two
     every, change = -(-steps // looks), AUGMENTATIONS[augmentation]
     kind = {"no": None, "bf16": torch.bfloat16}[precision]
-    model, optimiser, (best, score, start) = _start(network, seed, lr, checkpoint, key, **options)
+    model, optimiser, (best, score, start), (total, done) = _start(
+        network, seed, lr, checkpoint, key, **options)
     pairs = torch.from_numpy(np.concatenate([images, masks[..., None]], axis=-1)).to(device())
     log = Log(log_path, ["step", "loss", "val_dice"], start) if log_path else None
-    total, done, saved = 0, 0, time.monotonic()
-    for step in progress(range(start, steps), desc=network, total=steps, initial=start):
-        model.train()
-        optimiser.zero_grad(set_to_none=True)
-        loss = _loss(model, pairs, step, batch, seed, change, kind)
-        loss.backward()
-        optimiser.step()
-        total, done = total + loss.detach(), done + 1
-        if (step + 1) % every and step + 1 < steps:
-            continue
-        val = float(metrics.dice(predict(model, val_images), val_masks).mean())
-        if val >= score:
-            best, score = copy.deepcopy(model.state_dict()), val
-        if log:
-            log.add(step=step + 1, loss=f"{total / done:.6g}", val_dice=f"{val:.6g}")
-        total = done = 0
-        if checkpoint and time.monotonic() - saved >= SAVE_AFTER:
-            save_checkpoint(checkpoint, model=model.state_dict(), score=score, step=step + 1,
-                            optimiser=optimiser.state_dict(), best=best, record=key)
-            saved = time.monotonic()
+    saved = time.monotonic()
+    with Stop() as stop:
+        for step in progress(range(start, steps), desc=network, total=steps, initial=start):
+            model.train()
+            optimiser.zero_grad(set_to_none=True)
+            loss = _loss(model, pairs, step, batch, seed, change, kind)
+            loss.backward()
+            optimiser.step()
+            total, done = total + loss.detach(), done + 1
+            look = not (step + 1) % every or step + 1 == steps
+            if look:
+                val = float(metrics.dice(predict(model, val_images), val_masks).mean())
+                if val >= score:
+                    best, score = copy.deepcopy(model.state_dict()), val
+                if log:
+                    log.add(step=step + 1, loss=f"{total / done:.6g}", val_dice=f"{val:.6g}")
+                total, done = torch.zeros(()), 0
+            late = look and time.monotonic() - saved >= SAVE_AFTER
+            if checkpoint and (late or stop.asked):
+                save_checkpoint(checkpoint, model=model.state_dict(), score=score, step=step + 1,
+                                optimiser=optimiser.state_dict(), best=best, record=key,
+                                total=total, done=done)
+                saved = time.monotonic()
+                if stop.asked and step + 1 < steps:
+                    raise stop.error(checkpoint, step + 1)
     model.load_state_dict(best)
     return model.eval()
 
@@ -251,7 +269,7 @@ def run_cell(cell: Cell, parts: dict, synthetic, tests: dict, *, epochs: int, ma
     `parts` maps S-train and S-val to (images, masks); `synthetic` as in `training_part`; `tests`
     as in `measured`; `options` go to `train`. Under the schedule "steps" a cell gets
     `matched_steps`, else `epochs`. Columns: those of the cell, test, id, the measures of
-    `metrics.segmentation`, and the same in every row: pairs, steps, seconds, val_dice. Results are
+    `metrics.segmentation`, and the same in every row: pairs, steps, val_dice. Results are
     kept in `folder` by the digest of all that determines them (cell, options, code, `fingerprint`
     of the inputs) and read back; two cells that are the same training share one.
     """
@@ -269,12 +287,13 @@ def run_cell(cell: Cell, parts: dict, synthetic, tests: dict, *, epochs: int, ma
         model = train(cell.network, images, masks, *parts["S-val"], key=key, checkpoint=checkpoint,
                       log_path=path.parent / "logs" / path.name, **options)
         val = metrics.dice(predict(model, parts["S-val"][0]), parts["S-val"][1])
-        facts = {"pairs": len(images), "steps": steps, "val_dice": val.mean(),
-                 "seconds": round(time.monotonic() - began, 2)}
+        facts = {"pairs": len(images), "steps": steps, "val_dice": val.mean()}
+        spent = round(time.monotonic() - began, 2)
         rows = measured(model, tests, tolerance).assign(**facts)
         Path(f"{path}.json").unlink(missing_ok=True)  # a record never describes another file
         write_csv(path, rows)
-        record(path, key=key, cell=cell.id, options=options, fingerprint=fingerprint, **facts)
+        record(path, key=key, cell=cell.id, options=options, fingerprint=fingerprint,
+               seconds=spent, **facts)
         checkpoint.unlink(missing_ok=True)
     rows = _read(path)
     for place, (name, value) in enumerate(asdict(cell).items()):
@@ -292,7 +311,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     found = groups[MEASURES].mean()
     found["dice_pooled"] = groups[["tp", "fp", "fn"]].apply(metrics.pooled_dice)
     found["images"] = groups.size()
-    return found.join(groups[["pairs", "steps", "seconds", "val_dice"]].first()).reset_index()
+    return found.join(groups[["pairs", "steps", "val_dice"]].first()).reset_index()
 
 
 def table2(per_seed: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from lesionlib.errors import InputError, require
 from lesionlib.files import aside, read_json, resolve, write_csv, write_json, write_npy
 from lesionlib.masks import MODES, random_masks
 from lesionlib.progress import progress
-from lesionlib.provenance import digest, file_digest, record, recorded
+from lesionlib.provenance import digest, file_digest, record, recorded, unchanged
 
 
 def ask(run, study, *, n, size, mode, seed, prompt, details, draw, **facts):
@@ -53,8 +53,19 @@ def asked(run):
     folder = resolve(run) / "data"
     table = pd.read_csv(require(folder / "conditions.csv", "02_masks"), keep_default_na=False)
     facts = read_json(require(folder / "conditions.csv.json", "02_masks"))
-    shapes = np.load(require(folder / "conditions.npy", "02_masks"))
-    return shapes, table["prompt"].tolist(), facts["conditions"]
+    path = require(folder / "conditions.npy", "02_masks")
+    texts = table["prompt"].tolist()
+    try:
+        shapes = np.load(path)
+    except ValueError:  # cut short
+        shapes = np.empty(0)
+    if digest(shapes, texts) != facts["conditions"]:
+        raise InputError(
+            path,
+            "it or conditions.csv was cut short or changed",
+            "delete both and run notebooks/02_masks.ipynb, or ./run_all.sh, again",
+        )
+    return shapes, texts, facts["conditions"]
 
 
 def varied(run, study, name: str, n: int, prompt, details):
@@ -133,6 +144,7 @@ def fill(
         _write_png(folder / "masks" / paths[i].name, masks[i] * 255)
         _write_png(paths[i], image, table.iloc[i].to_dict())
     table["sha256"] = [file_digest(path) for path in paths]
+    table["mask_sha256"] = [file_digest(folder / "masks" / path.name) for path in paths]
     if judge is not None:
         table["mask_fidelity"] = np.concatenate(
             [
@@ -152,14 +164,24 @@ def read_images(paths) -> np.ndarray:
 
 
 def load(folder, notebook: str):
-    """Images (n, S, S, 3), masks (n, S, S) of 0 and 1, and fingerprint of a filled folder."""
+    """Images (n, S, S, 3), masks (n, S, S) of 0 and 1, and fingerprint of a filled folder.
+
+    InputError names what is missing, or was cut short or changed since.
+    """
     folder = Path(folder)
-    manifest = pd.read_csv(require(folder / "manifest.csv", notebook))
-    images = read_images([require(folder / "images" / n, notebook) for n in manifest["image"]])
-    masks = [
-        cv2.imread(str(require(folder / "masks" / n, notebook)), cv2.IMREAD_GRAYSCALE)
-        for n in manifest["mask"]
-    ]
+    manifest = pd.read_csv(unchanged(require(folder / "manifest.csv", notebook)))
+    for kind, column in (("images", "image"), ("masks", "mask")):
+        wanted = manifest["sha256" if kind == "images" else "mask_sha256"]
+        for name, sha256 in zip(manifest[column], wanted, strict=True):
+            path = require(folder / kind / name, notebook)
+            if file_digest(path) != sha256:
+                raise InputError(
+                    path,
+                    "it was cut short or changed",
+                    "delete it and manifest.csv, then start again: it is made anew",
+                )
+    images = read_images([folder / "images" / name for name in manifest["image"]])
+    masks = [cv2.imread(str(folder / "masks" / n), cv2.IMREAD_GRAYSCALE) for n in manifest["mask"]]
     fingerprint = read_json(require(folder / "manifest.csv.json", notebook))["images"]
     return images, (np.stack(masks) > 127).astype(np.uint8), fingerprint
 

@@ -5,9 +5,12 @@ drawn for a step depends on seed and step alone and is drawn for the whole batch
 process takes its share; the number of processes changes nothing but rounding.
 """
 
+import hashlib
 import math
 import os
-from contextlib import nullcontext
+import signal
+import threading
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -65,17 +68,47 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -
     return peak * rising * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def _checksum(value, total=None):
+    """SHA-256 of tensors and plain values, nested in dicts and lists."""
+    total = total or hashlib.sha256()
+    if isinstance(value, torch.Tensor):
+        total.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            total.update(repr(key).encode())
+            _checksum(part, total)
+    elif isinstance(value, list | tuple):
+        total.update(f"{len(value)} parts".encode())
+        for part in value:
+            _checksum(part, total)
+    else:
+        total.update(repr(value).encode())
+    return total
+
+
 def save_checkpoint(path, **state):
-    """Write tensors and plain values aside, then rename."""
+    """Write tensors and plain values aside, with a checksum, then rename."""
     with aside(path) as temporary:
-        torch.save(state, temporary)
+        torch.save(state | {"checksum": _checksum(state).hexdigest()}, temporary)
 
 
 def load_checkpoint(path, record: dict):
-    """The checkpoint at `path`, or None if there is none or it was made by other settings."""
+    """The checkpoint at `path`, or None if there is none or it was made by other settings.
+
+    One that was cut short or changed is named in a WARNING and set aside as `path`.damaged.
+    """
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        whole = state.pop("checksum") == _checksum(state).hexdigest()
+    except Exception:  # a flipped bit can make the reader raise anything
+        whole = False
+    if not whole:
+        path.replace(f"{path}.damaged")
+        print(f"WARNING: {path}: it was cut short or changed; the training starts anew")
+        return None
     return state if state["record"] == record else None
 
 
@@ -129,6 +162,61 @@ class Average:
             self.model.copy_to(self.parameters)
 
 
+class Stop:
+    """While it is open, SIGTERM and SIGUSR1 (Slurm's warning) are noted in `asked`, not obeyed.
+
+    Whoever trains looks at it after every step, writes its checkpoint, and raises `error`.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self):
+        self.asked, self.before = "", {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.asked = signal.Signals(number).name
+
+    def error(self, path, step: int) -> InputError:
+        """What is raised once the checkpoint is written."""
+        return InputError(
+            path,
+            f"the training was told to stop ({self.asked or 'another process was'}) and has "
+            f"written its checkpoint after step {step}",
+            "start the same command again: it goes on there",
+        )
+
+
+@contextmanager
+def memory(settings: str):
+    """Name the settings to lower where the accelerator's memory is not enough (InputError)."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = str(error).splitlines()[0]
+        raise InputError(
+            "memory of the accelerator", f"it is not enough ({said})", f"lower {settings}"
+        ) from error
+
+
+def _together(stop: Stop, run, now: bool) -> bool:
+    """Whether to stop; several processes ask one another `now` and then, so that all do."""
+    if run.num_processes == 1:
+        return bool(stop.asked)
+    if not now:
+        return False
+    asked = torch.tensor(float(bool(stop.asked)), device=run.device)
+    return run.reduce(asked, "sum").item() > 0
+
+
 def accelerator(precision: str = "no"):
     """An `accelerate.Accelerator` of mixed precision no, bf16 or fp16."""
     from accelerate import Accelerator
@@ -158,6 +246,7 @@ def fit(
     save_every: int = 200,
     log_every: int = 10,
     desc: str = "training",
+    lower: str = "its batch",
 ) -> nn.Module:
     """Minimise `loss_at(model, step)` over the parameters of `model` that require gradients.
 
@@ -171,7 +260,8 @@ def fit(
     `folder` gets `checkpoint.pt` (written aside, then renamed), `log.csv` and `watch.csv`. Called
     again with the same `record` it goes on where it stopped, on a CPU bit for bit, or returns at
     once when it was done; with another `record` (settings, data, code) it starts afresh.
-    InputError if the loss is no longer a number.
+    InputError if the loss is no longer a number, after a signal to stop (see `Stop`), or without
+    enough memory: then it names the settings `lower`.
     """
     run = accelerator(precision)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -208,49 +298,54 @@ def fit(
         look(0)
     model.train()
     bar = progress(range(start, steps), desc=desc, total=steps, initial=start)
-    for step in bar:
-        rate = learning_rate(step, steps, lr, warmup, decay)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.zero_grad(set_to_none=True)
-        for part in range(accumulate):
-            last = part + 1 == accumulate
-            with nullcontext() if last else run.no_sync(model):
-                loss = loss_at(model, accumulate * step + part) / accumulate
-                run.backward(loss)
-            total += loss.detach()
-        if clip:
-            run.clip_grad_norm_(parameters, clip)
-        optimiser.step()
-        average.step()
-        done = step + 1
-        if done % log_every == 0:
-            mean = (run.reduce(total, "mean") / log_every).item()
-            if not math.isfinite(mean):
-                raise InputError(
-                    folder / "log.csv",
-                    f"the loss is {mean} after step {done} of {desc}",
-                    "lower the learning rate, or set precision to no; then start again",
+    with Stop() as stop, memory(lower):
+        for step in bar:
+            rate = learning_rate(step, steps, lr, warmup, decay)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+            for part in range(accumulate):
+                last = part + 1 == accumulate
+                with nullcontext() if last else run.no_sync(model):
+                    loss = loss_at(model, accumulate * step + part) / accumulate
+                    run.backward(loss)
+                total += loss.detach()
+            if clip:
+                run.clip_grad_norm_(parameters, clip)
+            optimiser.step()
+            average.step()
+            done = step + 1
+            if done % log_every == 0:
+                mean = (run.reduce(total, "mean") / log_every).item()
+                if not math.isfinite(mean):
+                    raise InputError(
+                        folder / "log.csv",
+                        f"the loss is {mean} after step {done} of {desc}",
+                        "lower the learning rate, or set precision to no; then start again",
+                    )
+                total.zero_()
+                if log:
+                    log.add(step=done, loss=f"{mean:.6g}", lr=f"{rate:.4g}")
+                bar.set_postfix(loss=f"{mean:.4f}")
+            if done == steps or (watch_every and done % watch_every == 0):
+                inner.eval()
+                look(done)
+                inner.train()
+            stopped = _together(stop, run, done % log_every == 0)
+            if (done % save_every == 0 or done == steps or stopped) and run.is_main_process:
+                save_checkpoint(
+                    path,
+                    model=trainable(inner),
+                    optimiser=optimiser.state_dict(),
+                    average=average.state(),
+                    scaler=run.scaler.state_dict() if run.scaler else {},
+                    total=total,
+                    step=done,
+                    record=record,
                 )
-            total.zero_()
-            if log:
-                log.add(step=done, loss=f"{mean:.6g}", lr=f"{rate:.4g}")
-            bar.set_postfix(loss=f"{mean:.4f}")
-        if done == steps or (watch_every and done % watch_every == 0):
-            inner.eval()
-            look(done)
-            inner.train()
-        if (done % save_every == 0 or done == steps) and run.is_main_process:
-            save_checkpoint(
-                path,
-                model=trainable(inner),
-                optimiser=optimiser.state_dict(),
-                average=average.state(),
-                scaler=run.scaler.state_dict() if run.scaler else {},
-                total=total,
-                step=done,
-                record=record,
-            )
+            if stopped and done < steps:
+                run.wait_for_everyone()
+                raise stop.error(path, done)
     run.wait_for_everyone()
     run.unwrap_model(model, keep_fp32_wrapper=False)  # takes the mixed precision off again
     average.finish()

@@ -1,6 +1,6 @@
 """A tiny base of the study's own classes, with images, masks and prompts to train it on.
 
-`python tests/small_base.py KIND FOLDER` trains a ControlNet (or base, or Pix2PixHD) in FOLDER: what
+`python tests/small_base.py KIND FOLDER [STEPS]` trains a ControlNet (or base, or Pix2PixHD) in FOLDER: what
 the tests kill, start again, and start in several processes.
 """
 
@@ -58,4 +58,4 @@ def train(kind: str, folder, steps: int = 12, **options):
 
 if __name__ == "__main__":
     target = Path(sys.argv[2])
-    torch.save(train(sys.argv[1], target), target / "weights.pt")
+    torch.save(train(sys.argv[1], target, *map(int, sys.argv[3:])), target / "weights.pt")

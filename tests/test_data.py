@@ -63,6 +63,20 @@ def test_a_run_without_data_names_the_notebook(tmp_path):
         data.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["images.npy", "masks.npy", "index.csv"])
+def test_arrays_and_labels_with_one_flipped_bit_or_cut_short_are_refused(saved, name):
+    path = saved / "data" / name
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-20] ^= 4
+    for damaged in (bytes(flipped), whole[:-30]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="data: .*were cut short or changed.*run notebooks/01"):
+            data.load(saved)
+    path.write_bytes(whole)
+    assert len(data.load(saved).images) == 23
+
+
 def test_skin_tone_by_hand():
     """Grey skin has b* = 0: bright is +90 degrees, dark -90; lesions and frames do not count."""
     image = np.full((2, 8, 8, 3), 200, np.uint8)

@@ -32,7 +32,7 @@ def run(tmp_path, pictures, monkeypatch):
     write_csv(folder / "index.csv", pd.DataFrame({"id": names, "split": parts}))
     np.save(folder / "images.npy", images)
     np.save(folder / "masks.npy", shapes)
-    write_json(folder / "index.csv.json", {"data": "print"})
+    write_json(folder / "index.csv.json", {"data": data.fingerprint(folder)})
     monkeypatch.setattr(judge, "load", lambda run: lambda images, masks: np.full(len(images), 0.5))
     return tmp_path / "run"
 
@@ -54,7 +54,7 @@ def test_pairs_of_somebody_become_a_synthetic_set(run, pictures, tmp_path):
     (images, shapes, fidelity), facts, _ = synthetic.with_facts(run, "gan")
     assert images.shape == (6, SIZE, SIZE, 3) and shapes.shape == (6, SIZE, SIZE)
     assert set(fidelity) == {0.5}
-    assert facts["trained_on"] is None and facts["data"] == "print"
+    assert facts["trained_on"] is None and facts["data"] == data.load(run).fingerprint
     assert not (run / "generated" / "gan").exists()
 
 

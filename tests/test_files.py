@@ -1,11 +1,15 @@
 """Nothing half-written, and one run at a time in a folder."""
 
+import os
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+import torch
 
-from lesionlib import files
+from lesionlib import files, provenance, training
 from lesionlib.errors import InputError
 
 HOLDER = """
@@ -19,12 +23,46 @@ with held(sys.argv[1]) as hold:
 """
 
 
-def test_a_file_that_fails_while_it_is_written_leaves_the_old_one(tmp_path):
-    files.write_json(tmp_path / "a.json", 1)
-    with pytest.raises(RuntimeError), files.aside(tmp_path / "a.json") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert files.read_json(tmp_path / "a.json") == 1 and len(list(tmp_path.iterdir())) == 1
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)])
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        files.write_json(disk / "a.json", 1)
+        with pytest.raises(InputError, match="a.json: it could not be written: no space"):
+            files.write_json(disk / "a.json", "x" * 200_000)
+        with pytest.raises(InputError, match="b.npy.*no space is left"):
+            files.write_npy(disk / "b.npy", np.zeros(100_000))
+        with pytest.raises(InputError, match="c.pt.*no space is left"):
+            training.save_checkpoint(disk / "c.pt", x=torch.zeros(100_000))
+        assert files.read_json(disk / "a.json") == 1
+        assert [path.name for path in disk.iterdir()] == ["a.json"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    for damaged in (b'{"a": 1', b'\xff\xfe', b""):
+        (tmp_path / "a.json").write_bytes(damaged)
+        with pytest.raises(InputError, match="a.json: it was cut short or changed. Remedy: delete"):
+            files.read_json(tmp_path / "a.json", {})
+
+
+def test_an_artefact_that_is_not_what_was_recorded_is_refused_or_made_anew(tmp_path, capsys):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n1,2\n")
+    provenance.record(path, key="k")
+    assert provenance.recorded(path)["key"] == "k" and provenance.unchanged(path) == path
+    path.write_text("a,b\n1,3\n")
+    with pytest.raises(InputError, match="table.csv: it was cut short or changed"):
+        provenance.unchanged(path)
+    assert provenance.recorded(path) == {}
+    assert "WARNING: " in capsys.readouterr().out
+    (tmp_path / "table.csv.json").write_text("{")
+    assert provenance.recorded(path) == {}
 
 
 def test_a_folder_is_held_until_the_last_process_of_its_holder_is_dead(tmp_path):
@@ -44,5 +82,5 @@ def test_a_folder_is_held_until_the_last_process_of_its_holder_is_dead(tmp_path)
             with files.held(tmp_path):
                 return
         except InputError:
-            continue
+            time.sleep(0.1)
     pytest.fail("still held by nobody")

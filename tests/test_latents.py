@@ -39,6 +39,17 @@ def test_they_are_computed_once_and_again_for_other_images_or_weights(pipe, tmp_
     assert len(calls) == before and len(list(tmp_path.glob("latents-*.npy"))) == 3
 
 
+def test_latents_that_were_damaged_are_named_and_made_anew(pipe, tmp_path, capsys):
+    images = pairs()[0]
+    first = np.array(latents.of_images(pipe, images, tmp_path))
+    path = next(tmp_path.glob("latents-*.npy"))
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], whole[:-9] + b"x" + whole[-8:]):
+        path.write_bytes(damaged)
+        assert np.array_equal(latents.of_images(pipe, images, tmp_path), first)
+        assert f"WARNING: {path}: it was cut short or changed" in capsys.readouterr().out
+
+
 def test_an_interrupted_encoding_leaves_nothing_under_the_final_name(pipe, tmp_path, monkeypatch):
     encode, calls = base.encode, []
 

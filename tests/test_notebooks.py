@@ -120,10 +120,8 @@ def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
     executed = tmp_path / "01_data.ipynb"
     executed.write_text(json.dumps({"cells": [
         {"cell_type": "code", "outputs": [said]}, {"cell_type": "code", "outputs": [error]}]}))
-    run = subprocess.run([sys.executable, "-m", "lesionlib.notebooks", executed],
-                         capture_output=True, text=True)
-    assert f"{executed}, cell 2: x.jpg: corrupt" in run.stderr
-    assert "WARNING: 3 left out" in run.stderr and "fine" not in run.stderr
+    assert notebooks.said(executed) == [
+        "WARNING: 3 left out", f"{executed}, cell 2: x.jpg: corrupt"]
 
 
 def test_ruff_is_content():

@@ -1,5 +1,8 @@
 """Segmentation: the grid, the loss by hand, training, its repetition, and what is cached."""
 
+import os
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -177,6 +180,25 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
     assert Log.read(tmp_path / "whole.csv") == Log.read(tmp_path / "l.csv")
 
 
+def test_told_to_stop_between_two_looks_it_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    whole = fitted(epochs=4, log_path=tmp_path / "whole.csv")
+    own = {"epochs": 4, "checkpoint": tmp_path / "c.pt", "key": "k", "log_path": tmp_path / "l.csv"}
+    calls, loss = [], segmentation._loss
+
+    def told_at_third(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*args)
+
+    monkeypatch.setattr(segmentation, "_loss", told_at_third)
+    with pytest.raises(InputError, match=r"told to stop \(SIGTERM\).* after step 3"):
+        fitted(**own)
+    resumed = fitted(**own)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert Log.read(tmp_path / "whole.csv") == Log.read(tmp_path / "l.csv")
+
+
 @pytest.mark.parametrize(("n", "batch"), [(5, 4), (1, 4), (3, 1)])
 def test_no_batch_is_too_small_for_batch_normalisation(n, batch):
     fitted(network="dcsaunet", epochs=1, n=n, batch=batch)
@@ -205,8 +227,8 @@ def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, 
     first = segmentation.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
     assert list(first) == [
         "network", "method", "amount", "share", "schedule", "seed", "test", "id", "dice", "iou",
-        "iou65", "hd95", "nsd", "brier", "ece", "tp", "fp", "fn", "pairs", "steps", "val_dice",
-        "seconds"]
+        "iou65", "hd95", "nsd", "brier", "ece", "tp", "fp", "fn", "pairs", "steps",
+        "val_dice"]
     assert list(first["test"]) == ["S-test"] * 4 + ["clinic"] * 2
     assert list(first["id"]) == ["000", "001", "002", "003", "000", "001"]
     assert set(first["steps"]) == {2} and set(first["pairs"]) == {9}  # 9 in batches of 8
@@ -262,7 +284,7 @@ def test_summary_and_table_by_hand():
                          for value in values],
                         columns=[*segmentation.ARM, "test", "seed", "dice"])
     rows = rows.assign(**dict.fromkeys(segmentation.MEASURES[1:], 0.5), tp=0.2, fp=[0, 0.4] * 2,
-                       fn=0.0, pairs=6, steps=2, seconds=1.0, val_dice=0.9)
+                       fn=0.0, pairs=6, steps=2, val_dice=0.9)
     per_seed = segmentation.summary(rows)
     assert per_seed["dice"].tolist() == pytest.approx([0.6, 0.9])
     assert per_seed["dice_pooled"].tolist() == pytest.approx([0.8 / 1.2] * 2)

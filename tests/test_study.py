@@ -1,18 +1,21 @@
 """The whole study under `smoke`, as a user runs it, and what a second start does."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
-from lesionlib import config, notebooks, phantom
+from lesionlib import config, files, notebooks, phantom
 from lesionlib.files import ROOT
 from lesionlib.grid import Cell, jobs, of_settings
 
@@ -182,6 +185,105 @@ def test_every_executed_notebook_opens_with_its_answer(finished):
     for path in (RUN / "notebooks").glob("*.ipynb"):
         first = "".join(json.loads(path.read_text())["cells"][0]["source"])
         assert "**Answer.** " in first and notebooks.PLACE not in first, path
+
+
+def test_a_file_of_the_run_says_what_is_behind_it(finished):
+    said = run_all("--why", RUN / "tables" / "segmentation.csv").stdout
+    assert "made by 06_segmentation (notebooks/06_segmentation.ipynb)" in said
+    assert "(as it was written)" in said and "seeds: [0]" in said and "torch 2." in said
+    behind = said.partition("and behind them")[2]
+    assert all(stage in behind for stage in ("01_data", "02_masks", "03_controlnet", "04_pix2"))
+    for path, maker in (("figures/figure3.png", "07_figures"),
+                        ("synthetic/controlnet/images/000000.png", "03_controlnet"),
+                        ("models/base/unet/diffusion_pytorch_model.safetensors", "03_control")):
+        assert f"made by {maker}" in run_all("--why", RUN / path).stdout, path
+    process = run_all("--why", ROOT / "README.md")
+    assert process.returncode == 2 and "it is in no run's folder" in process.stderr
+
+
+def test_every_file_is_as_it_was_written_until_one_is_not(finished):
+    process = run_all("--verify", RUN)
+    assert process.returncode == 0 and ", 0 not as they were written" in process.stdout
+    path = RUN / "models" / "controlnet" / "diffusion_pytorch_model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    lost = RUN / "tables" / "table2.csv"
+    lost.rename(lost.with_suffix(".away"))
+    process = run_all("--verify", RUN)
+    path.write_bytes(whole)
+    lost.with_suffix(".away").rename(lost)
+    assert process.returncode == 1
+    assert process.stdout.splitlines()[:2] == [
+        f"changed: {path.relative_to(ROOT)}", f"missing: {lost.relative_to(ROOT)}"]
+
+
+def test_a_second_run_in_one_folder_is_told_who_holds_it(finished, elsewhere):
+    with files.held(RUN):
+        process = run_all(*elsewhere)
+    assert process.returncode == 2
+    assert f"another run is at work in this folder (process {os.getpid()} on " in process.stderr
+
+
+def killed(name, moments, arguments):
+    """Start a run and kill all its processes at each of the moments, then let it finish.
+
+    A moment is a number of seconds, or a pattern of files, the first of which is waited for.
+    Yields (moment, notebooks at work then) for each kill.
+    """
+    command = ["./run_all.sh", "--preset", "smoke", "--name", name, *map(str, arguments)]
+    for moment in moments:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)
+        began = time.monotonic()
+        while process.poll() is None:
+            if isinstance(moment, str) and any((ROOT / "runs" / name).glob(moment)):
+                break
+            if not isinstance(moment, str) and time.monotonic() - began > moment:
+                break
+            time.sleep(0.02)
+        ended = process.poll() is not None
+        every = [] if ended else [psutil.Process(process.pid),
+                                  *psutil.Process(process.pid).children(recursive=True)]
+        at_work = set()
+        for one in every:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                line = one.cmdline()
+                if "lesionlib.stage" in line:
+                    at_work.add(Path(line[line.index("lesionlib.stage") + 2]).stem)
+                one.kill()
+        process.wait()
+        yield moment, "ended before" if ended else ", ".join(sorted(at_work)) or "between stages"
+    assert run_all(*arguments, name=name).returncode == 0
+
+
+def results(name):
+    """Every table and result of a run as text, without the run's name."""
+    folder = ROOT / "runs" / name
+    paths = [*folder.glob("tables/*.csv"), *folder.glob("cells/*.csv")]
+    return {str(path.relative_to(folder)): path.read_text().replace(name, "") for path in paths}
+
+
+def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere):
+    name, moments = "test-killed", ["data/*.npy", "checkpoints/controlnet/checkpoint.pt",
+                                    "synthetic/*/images/000002.png", "cells/*-epochs-*.csv"]
+    kills = list(killed(name, moments, elsewhere))
+    assert [one for one in kills if one[1] != "ended before"] == kills
+    assert results(name) == results(NAME)
+    shutil.rmtree(ROOT / "runs" / name)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_tables(finished, elsewhere, capsys):
+    name, draw = "test-killed-often", np.random.default_rng(0)
+    kills = list(killed(name, draw.uniform(4, 30, 20).round(1), elsewhere))
+    equal = results(name) == results(NAME)
+    with capsys.disabled():
+        print("\nseconds after the start, notebooks at work when everything was killed")
+        for moment, at_work in kills:
+            print(f"{moment:5.1f}  {at_work}")
+        print("tables in the end equal to those of the uninterrupted run:", equal)
+    assert equal and sum(work != "ended before" for _, work in kills) >= 10
+    shutil.rmtree(ROOT / "runs" / name)
 
 
 def test_changes_to_a_generator_are_measured_once_and_sampling_needs_no_training(

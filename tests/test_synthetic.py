@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lesionlib import prompts, provenance, synthetic
+from lesionlib import files, prompts, provenance, synthetic
 from lesionlib.data import Study
 from lesionlib.errors import InputError
 from lesionlib.masks import random_masks
@@ -82,11 +82,21 @@ def test_an_image_that_shows_nothing_stops_the_run_and_is_named(tmp_path, image)
     assert not (tmp_path / "images" / "000000.png").exists()
 
 
+@pytest.mark.parametrize("name", ["images/000003.png", "masks/000001.png", "manifest.csv"])
+def test_a_damaged_file_of_a_set_is_named(tmp_path, name):
+    fill(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match=f"{path.name}: it was cut short or changed"):
+        synthetic.load(tmp_path, "03_controlnet")
+
+
 def test_tables_say_whether_the_vgg_loss_was_on(tmp_path):
     assert synthetic.remark(tmp_path, "controlnet") == ""
     for vgg, said in ((True, ""), (False, "no VGG loss")):
-        provenance.record(tmp_path / "models" / "pix2pixhd" / "model.safetensors",
-                          parameters={"vgg": vgg})
+        path = tmp_path / "models" / "pix2pixhd" / "model.safetensors"
+        files.write_json(path, vgg)
+        provenance.record(path, parameters={"vgg": vgg})
         assert synthetic.remark(tmp_path, "pix2pixhd") == said
 
 

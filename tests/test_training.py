@@ -19,11 +19,11 @@ from lesionlib.files import ROOT, Log
 SCRIPT = ROOT / "tests" / "small_base.py"
 
 
-def start(kind, folder, *before):
+def start(kind, folder, *before, steps=12):
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "LESIONLIB_QUIET": "1", "PYTHONPATH": str(ROOT)}
-    command = [*(before or [sys.executable]), str(SCRIPT), kind, str(folder)]
+    command = [*(before or [sys.executable]), str(SCRIPT), kind, str(folder), str(steps)]
     return subprocess.Popen(command, env=environment, start_new_session=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -52,6 +52,55 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(kind, after, tmp_pat
     assert all(torch.equal(whole[name], ended[name]) for name in whole)
     for path in (tmp_path / "whole").rglob("log.csv"):
         assert path.read_text() == (folder / path.relative_to(tmp_path / "whole")).read_text()
+
+
+@pytest.mark.parametrize("kind, number", [("controlnet", signal.SIGTERM),
+                                          ("pix2pixhd", signal.SIGUSR1)])
+def test_told_to_stop_it_writes_its_checkpoint_and_goes_on_there(kind, number, tmp_path):
+    steps, stopped = 60, tmp_path / "stopped"  # enough for the signal to come in time
+    process = start(kind, stopped, steps=steps)
+    while rows(stopped) < 1:
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate()[0]
+    assert process.returncode == 1
+    assert f"the training was told to stop ({number.name}) and has written its checkpoint" in said
+    before = rows(stopped)
+    last = start(kind, stopped, steps=steps)
+    assert last.wait() == 0, last.stdout.read()
+    assert rows(stopped) > before
+    whole = train(kind, tmp_path / "whole", steps)
+    ended = torch.load(stopped / "weights.pt", weights_only=True)
+    assert all(torch.equal(whole[name], ended[name]) for name in whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_set_aside_never_used(tmp_path, capsys):
+    path, state = tmp_path / "checkpoint.pt", {"record": {"a": 1}, "step": 3, "x": {
+        "w": torch.arange(8.0), "half": [torch.ones(2, dtype=torch.bfloat16), None, True]}}
+    training.save_checkpoint(path, **state)
+    assert training.load_checkpoint(path, {"a": 1})["step"] == 3
+    assert training.load_checkpoint(path, {"a": 2}) is None and path.exists()
+    whole = path.read_bytes()
+    damaged = [whole[:-1], whole[: len(whole) // 2], b""]
+    for i in range(0, len(whole), 13):
+        changed = bytearray(whole)
+        changed[i] ^= 1 << i % 8
+        damaged.append(bytes(changed))
+    noticed = 0
+    for data in damaged:
+        path.write_bytes(data)
+        found = training.load_checkpoint(path, {"a": 1})
+        if found is None:
+            assert f"WARNING: {path}: it was cut short or changed" in capsys.readouterr().out
+            assert not path.exists() and (tmp_path / "checkpoint.pt.damaged").exists()
+            noticed += 1
+        else:  # the archive has bytes that mean nothing
+            assert training._checksum(found).digest() == training._checksum(state).digest()
+    assert noticed > len(damaged) / 4  # the rest is padding between the archive's members
+    weights = whole.index(np.arange(8, dtype=np.float32).tobytes())
+    for i in range(weights, weights + 32):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        assert training.load_checkpoint(path, {"a": 1}) is None
 
 
 def test_two_processes_share_a_batch_and_reach_the_same_loss(tmp_path):

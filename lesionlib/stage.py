@@ -1,0 +1,109 @@
+"""Runs one notebook of the study with papermill, and writes down what it took and made.
+
+`python -m lesionlib.stage NOTEBOOK EXECUTED --text LOG --facts JSON --values JSON --inputs FILE ...
+--outputs FILE ...` is what every rule of the Snakefile calls.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from lesionlib import notebooks
+from lesionlib.files import ROOT, write_json
+from lesionlib.provenance import code_version, environment, file_digest
+
+GPU_QUERY = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+
+
+def warn_kernel(number, frame):
+    """Pass a signal to stop on to the notebook's kernel, which has a session of its own.
+
+    A training then writes its checkpoint and ends (`training.Stop`); anything else just ends.
+    """
+    children = psutil.Process().children(recursive=True)
+    kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
+    for process in kernels or children:
+        process.send_signal(number)
+
+
+def watch_gpu(peak: list, ended: threading.Event):
+    """Keep the largest number of MiB in use on the machine's GPUs in `peak`, until `ended`."""
+    while not ended.wait(2):
+        said = subprocess.run(GPU_QUERY, capture_output=True, text=True).stdout
+        peak[0] = max([peak[0], *(int(line) for line in said.split() if line.isdigit())])
+
+
+def papermill(given) -> tuple[int, dict]:
+    """Execute the notebook; exit status, and the time and memory that it took."""
+    command = ["papermill", given.notebook, given.executed, "--cwd", str(ROOT / "notebooks"),
+               "--no-progress-bar", "--parameters_yaml", given.values]
+    gpu, ended, began = [0], threading.Event(), time.time()
+    if shutil.which("nvidia-smi"):
+        threading.Thread(target=watch_gpu, args=(gpu, ended), daemon=True).start()
+    with open(given.text, "w") as text:
+        process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, warn_kernel)
+        code = process.wait()
+    ended.set()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return code, {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
+        "seconds": round(time.time() - began, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "memory_mb": round(used.ru_maxrss / 1024),
+        "gpu_memory_mb": gpu[0],
+    }
+
+
+def digests(paths) -> dict:
+    """Paths relative to the repository, each with the digest of its file."""
+    found = {path: Path(path).resolve() for path in paths}
+    return {
+        str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path): file_digest(path)
+        for path in found.values()
+    }
+
+
+def main(arguments=None) -> int:
+    """Entry point; the exit status is papermill's."""
+    options = argparse.ArgumentParser(description="Run one notebook of the study.")
+    options.add_argument("notebook")
+    options.add_argument("executed")
+    for name in ("--text", "--facts", "--values"):
+        options.add_argument(name, required=True)
+    for name in ("--inputs", "--outputs"):
+        options.add_argument(name, nargs="*", default=[])
+    given = options.parse_args(arguments)
+    code, took = papermill(given)
+    executed = Path(given.executed)
+    said = notebooks.said(executed) if executed.exists() else []
+    for line in said:
+        print(f"\n{line}\n", file=sys.stderr)
+    if code:
+        lines = Path(given.text).read_text().splitlines()[-3:]
+        print("\n".join(lines), file=sys.stderr)
+        return code
+    write_json(given.facts, {
+        "stage": executed.stem,
+        "parameters": json.loads(given.values),
+        "inputs": digests(given.inputs),
+        "outputs": digests(given.outputs),
+        "code": code_version(),
+        "environment": environment(),
+        **took,
+    })
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
