@@ -130,8 +130,9 @@ def load(name_or_path: str) -> StableDiffusionPipeline:
         raise InputError(
             name_or_path,
             f"no Stable Diffusion base could be loaded ({str(error)[:200]})",
-            "set base_model to a diffusers directory or to the id of a model on the hub (the "
-            "network is needed once), or to '' to train a small base from scratch",
+            "set base_model to a diffusers directory, or to the id of a model on the hub and fetch "
+            "it where there is a network (./run_all.sh --prefetch with the same preset), or to '' "
+            "to train a small base from scratch",
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

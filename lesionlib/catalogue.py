@@ -10,6 +10,7 @@ from lesionlib.files import resolve
 from lesionlib.prompts import ATTRIBUTES
 from lesionlib.provenance import digest
 
+LONGEST = 10_000  # characters of a cell
 LABELS = ["diagnosis", *ATTRIBUTES, "age", "sex", "site", "lesion_id"]
 IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 DIAGNOSES = {  # the names that sources use, and ours
@@ -59,13 +60,27 @@ class Catalogue:
 
 
 def read_table(path, option: str = "--table") -> pd.DataFrame:
-    """A CSV as text; raises InputError if it is missing or cannot be parsed."""
+    """A CSV as text; raises InputError if it is missing, cannot be parsed, or could do harm.
+
+    Cells that a spreadsheet would run as formulas would get into our tables, and cells of more
+    than `LONGEST` characters into prompts and pages.
+    """
     if not Path(path).is_file():
         raise InputError(path, "the table does not exist", f"correct the path ({option})")
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(path, f"not a readable CSV ({error})", "save it as CSV, UTF-8") from error
+    for name, cells in table.items():
+        problems = {
+            "it begins as a formula does": cells.str.match(r"\s*(=|@|[+-][^\d.\s])"),
+            f"it has more than {LONGEST:,} characters": cells.str.len() > LONGEST,
+        }
+        for problem, bad in problems.items():
+            if bad.any():
+                line = int(bad.to_numpy().argmax()) + 2
+                raise InputError(path, f"line {line}, column '{name}': {problem}", "correct it")
+    return table
 
 
 def image_files(folder, option: str) -> tuple[dict[str, Path], list[tuple]]:

@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--fetch", action="store_true", help="download ISIC (more: for lesionlib.fetch)"
     )
+    options.add_argument(
+        "--prefetch", action="store_true", help="fetch all that a run would (ISIC, base, weights)"
+    )
     options.add_argument("--bench", action="store_true", help="measure speed against references")
     options.add_argument(
         "--publish", metavar="RUN", help="copy what may be shown of a finished run to figures/"
@@ -129,7 +132,9 @@ def check_sources(settings):
                 "give --images DIR --masks DIR --table FILE",
             )
         if value and not resolve(value).exists():
-            remedy = f"correct --{key}" if key != "isic_root" else "set isic_root to the downloads"
+            remedy = f"correct --{key}"
+            if key == "isic_root":
+                remedy = "./run_all.sh --fetch gets it, or set isic_root to where it is"
             raise InputError(resolve(value), "this does not exist", remedy)
 
 
@@ -205,6 +210,11 @@ def main(arguments=None) -> int:
         if getattr(options, name):
             return subprocess.run([sys.executable, "-m", module, *rest], cwd=ROOT).returncode
     try:
+        if options.prefetch:
+            from lesionlib.prefetch import prefetch
+
+            prefetch(config.load(options.preset, overrides(options)))
+            return 0
         return snakemake(options, rest)
     except InputError as error:
         print(f"run_all.sh: {error}", file=sys.stderr)

@@ -1,6 +1,10 @@
-"""The settings of a run: a preset, then what the user overrides, checked against a schema."""
+"""The settings of a run: a preset, then what the user overrides, checked against a schema.
+
+`python -m lesionlib.config PRESET` prints a preset's settings as YAML, for `papermill -f`.
+"""
 
 import difflib
+import sys
 
 import fastjsonschema
 import yaml
@@ -82,3 +86,10 @@ def load(preset: str = "quick", overrides: dict | None = None, name: str = "") -
     if overrides and "images" in overrides and "source" not in overrides:
         values["source"] = "folders"
     return values | {"preset": preset, "run": f"runs/{name or preset}"}
+
+
+if __name__ == "__main__":
+    try:
+        yaml.safe_dump(load(*sys.argv[1:2]), sys.stdout, sort_keys=False)
+    except InputError as problem:
+        sys.exit(f"config: {problem}")

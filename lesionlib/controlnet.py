@@ -3,8 +3,8 @@
 ControlNet: Zhang, Rao, Agrawala 2023 (arXiv 2302.05543), the model of `diffusers`.
 DDIM: Song, Meng, Ermon 2021 (arXiv 2010.02502), the scheduler of `diffusers`.
 
-`python -m lesionlib.controlnet JOB.json`, also under `accelerate launch`, does the training of
-notebook 03 in processes of its own; `launch` writes the job and starts it.
+`python -m lesionlib.controlnet JOB.json`, also under `accelerate launch`, does the training or
+sampling of notebook 03 in processes of its own; `launch` writes the job and starts it.
 """
 
 import copy
@@ -24,7 +24,7 @@ from torch import nn
 from lesionlib import latents as cache
 from lesionlib.base import decode_latents, denoising_loss, flipped, noised
 from lesionlib.errors import InputError
-from lesionlib.files import read_json, resolve, write_json
+from lesionlib.files import read_json, resolve, write_json, write_npy
 from lesionlib.provenance import digest, record, unchanged
 from lesionlib.training import batch_at, device, fit, generator_at, memory, share
 
@@ -296,25 +296,61 @@ def train_job(run, job: dict):
     return pipe, train(pipe, steered, latents, own.masks, own.table["prompt"], folder, **options)
 
 
-def launch(command: str, run, job: dict):
-    """Do `train_job` in processes that `command` starts, such as "accelerate launch"; InputError.
+def sample_job(run, job: dict):
+    """Paint this process's share of a synthetic set: a batch of every so many is its own.
 
-    What they leave behind is what a training in this process would have left: call `train_job`
-    afterwards to load it.
+    `job`: folder, masks (.npy), prompts, base (as in `train_job`), control (whether the run's
+    ControlNet steers), how (of `sample`), and seed, model, settings for `synthetic.paint`.
+    """
+    from accelerate import PartialState
+
+    from lesionlib import base, synthetic  # they use this module
+
+    folder, masks, state = resolve(run), np.load(job["masks"]), PartialState()
+    pipe = base.load(job["base"] or f"{run}/models/base").to(device())
+    steered = load(pipe, folder / "models" / "controlnet") if job["control"] else None
+
+    def make(indices):
+        words = [job["prompts"][i] for i in indices]
+        options = job["how"] | {"indices": indices, "seed": job["seed"]}
+        return sample(pipe, steered, masks[indices], words, **options)
+
+    facts = {name: job[name] for name in ("seed", "model", "settings")}
+    share = state.process_index, state.num_processes
+    synthetic.paint(resolve(job["folder"]), masks, job["prompts"], make, job["folder"],
+                    share=share, block=job["how"]["batch"], **facts)
+
+
+def launch_sampling(command: str, run, folder, masks, prompts, key: str, **job):
+    """Paint a set in processes that `command` starts; `synthetic.fill` then finds its images."""
+    from lesionlib import synthetic  # it uses this module's neighbours
+
+    path = resolve(run) / "checkpoints" / "controlnet" / "masks.npy"
+    write_npy(path, masks)
+    synthetic.begin(folder, key)
+    job |= {"folder": str(folder), "masks": str(path), "prompts": list(prompts)}
+    launch(command, run, job, "sample")
+
+
+def launch(command: str, run, job: dict, what: str = "train"):
+    """Do a job (`train_job`, `sample_job`) in processes that `command` starts; InputError.
+
+    `command` is such as "accelerate launch". What the processes leave behind is what this one
+    would have left: call `train_job` or `synthetic.fill` afterwards to take it up.
     """
     path = resolve(run) / "checkpoints" / "controlnet" / "job.json"
-    write_json(path, {"run": str(run), "job": job})
+    write_json(path, {"run": str(run), "job": job, "what": what})
     words = [*shlex.split(command), "-m", "lesionlib.controlnet", str(path)]
     try:
         subprocess.run(words, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(
             f"launch: {command}",
-            f"the training that it started failed ({error})",
-            "read the messages above; an empty `launch` trains in the notebook's own process",
+            f"what it started failed ({error})",
+            "read the messages above; an empty `launch` stays in the notebook's own process",
         ) from error
 
 
 if __name__ == "__main__":
     values = json.loads(Path(sys.argv[1]).read_text())
-    train_job(values["run"], values["job"])
+    {"train": train_job, "sample": sample_job}[values["what"]](values["run"], values["job"])

@@ -132,7 +132,8 @@ def show(fig, run, name: str, note: str = ""):
 
 def table(frame, precision: int = 3):
     """Display a table without its index; what stands in its cells is text, never markup."""
-    style = frame.style.format(precision=precision, na_rep="", escape="html")
+    whole = frame.convert_dtypes()  # counts with gaps are floats to pandas
+    style = whole.style.format(precision=precision, na_rep="", escape="html")
     display(style.format_index(escape="html", axis="columns").hide(axis="index"))
 
 

@@ -74,7 +74,8 @@ FIGURES = {  # name: caption; the file may be missing in a run that draws no suc
 
 # Parameters are long lists, twice: the defaults and what this run was given.
 FOLD = """<style>.celltag_parameters .jp-CodeMirrorEditor,
-.celltag_injected-parameters .jp-CodeMirrorEditor { max-height: 9rem; overflow-y: auto }</style>"""
+.celltag_injected-parameters .jp-CodeMirrorEditor { max-height: 9rem; overflow-y: auto }
+.jp-OutputArea-output { overflow-x: auto }</style>"""
 
 
 RESOURCES = {  # what `stage` measures: heading, and units per unit that is shown

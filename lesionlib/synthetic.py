@@ -104,6 +104,36 @@ def check(path, image: np.ndarray):
         )
 
 
+def begin(folder, key: str):
+    """Empty a folder that was filled for another `key`; every process that paints comes after."""
+    if read_json(folder / "key.json") != {"key": key}:
+        for old in [*folder.glob("images/*.png"), folder / "manifest.csv"]:
+            old.unlink(missing_ok=True)
+        write_json(folder / "key.json", {"key": key})
+
+
+def paint(folder, masks, prompt_list, make, desc: str, *, seed: int, model: str, settings: dict,
+          share: tuple = (0, 1), block: int = 1):
+    """Write the images that are missing in `folder`/images, and all masks; returns their table.
+
+    `share` (i, n): of n processes the i-th, which paints every n-th `block` of images; where a
+    block is a batch, images do not depend on n.
+    """
+    table = pd.DataFrame({"image": [f"{i:06d}.png" for i in range(len(masks))]})
+    table["mask"], table["prompt"], table["index"] = table["image"], prompt_list, table.index
+    table = table.assign(seed=seed, model=model, settings=json.dumps(settings, sort_keys=True))
+    paths = [folder / "images" / name for name in table["image"]]
+    own = [i for i in range(len(masks)) if i // block % share[1] == share[0]]
+    missing = [i for i in own if not paths[i].exists()]
+    images, done = make(missing), len(own) - len(missing)
+    for i in progress(missing, desc=desc, total=len(own), initial=done):
+        image = next(images)
+        check(paths[i], image)
+        _write_png(folder / "masks" / paths[i].name, masks[i] * 255)
+        _write_png(paths[i], image, table.iloc[i].to_dict())
+    return table
+
+
 def fill(
     folder,
     masks: np.ndarray,
@@ -128,21 +158,9 @@ def fill(
     says that the set is complete.
     """
     folder = Path(folder)
-    if read_json(folder / "key.json") != {"key": key}:
-        for old in [*folder.glob("images/*.png"), folder / "manifest.csv"]:
-            old.unlink(missing_ok=True)
-        write_json(folder / "key.json", {"key": key})
-    table = pd.DataFrame({"image": [f"{i:06d}.png" for i in range(len(masks))]})
-    table["mask"], table["prompt"], table["index"] = table["image"], prompt_list, table.index
-    table = table.assign(seed=seed, model=model, settings=json.dumps(settings, sort_keys=True))
+    begin(folder, key)
+    table = paint(folder, masks, prompt_list, make, desc, seed=seed, model=model, settings=settings)
     paths = [folder / "images" / name for name in table["image"]]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    images, done = make(missing), len(masks) - len(missing)
-    for i in progress(missing, desc=desc, total=len(masks), initial=done):
-        image = next(images)
-        check(paths[i], image)
-        _write_png(folder / "masks" / paths[i].name, masks[i] * 255)
-        _write_png(paths[i], image, table.iloc[i].to_dict())
     table["sha256"] = [file_digest(path) for path in paths]
     table["mask_sha256"] = [file_digest(folder / "masks" / path.name) for path in paths]
     if judge is not None:

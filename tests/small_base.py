@@ -1,7 +1,7 @@
 """A tiny base of the study's own classes, with images, masks and prompts to train it on.
 
-`python tests/small_base.py KIND FOLDER [STEPS]` trains a ControlNet (or base, or Pix2PixHD) in FOLDER: what
-the tests kill, start again, and start in several processes.
+`python tests/small_base.py KIND FOLDER [STEPS]` trains a ControlNet (or base, or Pix2PixHD) in
+FOLDER: what the tests kill, start again, and start in several processes.
 """
 
 import sys

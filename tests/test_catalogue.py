@@ -93,6 +93,21 @@ def test_wrong_tables_and_folders_are_named(folders, change, said):
         read(folders)
 
 
+@pytest.mark.parametrize("cell, said", [
+    ('=HYPERLINK("http://x")', "line 3, column 'site': it begins as a formula does"),
+    (" @SUM(1)", "begins as a formula"), ("+cmd|' /C calc'!A0", "begins as a formula"),
+    ("x" * 100_000_000, "line 3, column 'site': it has more than 10,000 characters"),
+])
+def test_a_malicious_cell_is_refused_and_named(folders, cell, said):
+    table = pd.DataFrame({"id": ["a00", "a01"], "site": ["-", cell], "age": ["+5", "-1"]})
+    table.to_csv(folders / "labels.csv", index=False)
+    with pytest.raises(InputError, match=said) as error:
+        read(folders)
+    assert len(str(error.value)) < 1000
+    table.assign(site=["-", "back"]).to_csv(folders / "labels.csv", index=False)
+    assert read(folders).table["site"].tolist()[:2] == ["-", "back"]
+
+
 def test_isic_layout_is_joined_without_the_downsampled_suffix(tmp_path):
     phantom.write_dataset(tmp_path, 30, 64, seed=1, workers=1)
     found = catalogue.read_isic(tmp_path)

@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
-from lesionlib import config, files, notebooks, phantom
+from lesionlib import config, controlnet, files, notebooks, phantom, report, synthetic
 from lesionlib.files import ROOT
 from lesionlib.grid import Cell, jobs, of_settings
 
@@ -272,6 +273,21 @@ def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere
     shutil.rmtree(ROOT / "runs" / name)
 
 
+def test_the_readmes_lines_run_the_study_without_snakemake(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    lines = next(block for block in re.findall("```bash\n(.*?)```", text, re.S)
+                 if "papermill" in block)
+    lines = lines.replace("runs/mine", "runs/test-plain").replace("settings.yaml", "test.yaml")
+    run = ROOT / "runs" / "test-plain"
+    shutil.rmtree(run, ignore_errors=True)
+    process = subprocess.run(["bash", "-euc", lines.replace("/tmp/", f"{tmp_path}/")], cwd=ROOT,
+                             capture_output=True, text=True)
+    (ROOT / "test.yaml").unlink(missing_ok=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert len(list(tmp_path.glob("0*.ipynb"))) == 7 and (run / "figures" / "figure4.png").exists()
+    shutil.rmtree(run)
+
+
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_tables(finished, elsewhere, capsys):
     name, draw = "test-killed-often", np.random.default_rng(0)
@@ -358,6 +374,24 @@ def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished, else
     assert not {"data", "masks", "controlnet", "elsewhere_gan"} & found
 
 
+def test_sampling_in_shards_changes_no_image(finished, tmp_path, monkeypatch):
+    settings = config.load("smoke")
+    masks, prompts, _ = synthetic.asked(RUN)
+    how = dict(steps=2, eta=0.0, guidance=settings["guidance"], precision="no", batch=4)
+    job = dict(masks=str(RUN / "data" / "conditions.npy"), prompts=prompts, base="", control=True,
+               how=how, seed=3, model="m", settings={})
+    for number in (1, 2):
+        for index in range(number):
+            state = type("State", (), {"process_index": index, "num_processes": number})
+            monkeypatch.setattr(accelerate, "PartialState", state)
+            before = len(list(tmp_path.glob(f"{number}/images/*.png")))
+            controlnet.sample_job(RUN, job | {"folder": str(tmp_path / str(number))})
+            assert len(list(tmp_path.glob(f"{number}/images/*.png"))) > before
+    one, two = (sorted((tmp_path / str(n)).rglob("*.png")) for n in (1, 2))
+    assert len(one) == len(two) == 2 * len(masks)
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
 @pytest.mark.slow
 def test_a_launched_training_in_two_processes_is_what_the_notebook_goes_on_with(finished):
     command = ("accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
@@ -367,8 +401,10 @@ def test_a_launched_training_in_two_processes_is_what_the_notebook_goes_on_with(
     assert process.returncode == 0, process.stderr[-3000:]
     logs = [pd.read_csv(ROOT / "runs" / run / "checkpoints" / "controlnet" / "watch.csv")
             for run in (NAME, name)]
+    painted = pd.read_csv(ROOT / "runs" / name / "synthetic" / "controlnet" / "manifest.csv")
     shutil.rmtree(ROOT / "runs" / name)
     np.testing.assert_allclose(*(log["held_out_loss"] for log in logs), rtol=1e-3)
+    assert len(painted) == max(config.load("smoke")["synthetic_amounts"])
 
 
 @pytest.mark.parametrize("arguments, said", [
@@ -400,6 +436,26 @@ def test_a_damaged_pair_stops_the_run_with_one_clear_message_if_asked_to(tmp_pat
     shutil.rmtree(ROOT / "runs" / "test-broken")
     line = r"01_data\.ipynb, cell \d+: " + f"{broken}: the image is corrupt[^\n]*Remedy: "
     assert re.search(line, process.stderr)
+
+
+def test_names_and_labels_of_inputs_are_text_in_the_pages_never_markup(tmp_path):
+    phantom.write_dataset(tmp_path, 24, 64, workers=1)
+    images = tmp_path / "ISIC2018_Task1-2_Training_Input"
+    masks = tmp_path / "ISIC2018_Task1_Training_GroundTruth"
+    evil, names = "<img src=x onerror=alert(1)>", sorted(path.stem for path in images.iterdir())
+    (images / f"{evil}.jpg").write_bytes(b"no picture")
+    (images / f"{names[3]}.jpg").rename(images / f"{evil}2.jpg")
+    (masks / f"{names[3]}_segmentation.png").rename(masks / f"{evil}2_segmentation.png")
+    labels = pd.DataFrame({"id": [evil + "2", *names[:3]], "diagnosis": "nevus", "site": evil})
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    name = "test-evil"
+    process = run_all("--images", images, "--masks", masks, "--table", tmp_path / "labels.csv",
+                      "--until", "data", name=name)
+    assert process.returncode == 0, process.stderr[-2000:]
+    report.write_pages(ROOT / "runs" / name)
+    page = (ROOT / "runs" / name / "report" / "01_data.html").read_text()
+    shutil.rmtree(ROOT / "runs" / name)
+    assert "&lt;img src=x onerror" in page and "<img src=x" not in page
 
 
 def test_a_notebook_run_too_early_names_its_predecessor(tmp_path):

@@ -1,6 +1,7 @@
 """The training loop: repeatable, killed and resumed, shared by processes, averaged."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -101,6 +102,25 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_never_used(tmp_path, capsys
     for i in range(weights, weights + 32):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
         assert training.load_checkpoint(path, {"a": 1}) is None
+
+
+class Evil:
+    """What a pickle can hold: a call that is made when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_malicious_checkpoint_is_set_aside_and_does_nothing(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"record": {}, "step": 1, "x": Evil(tmp_path / "harm")}, path)
+    assert training.load_checkpoint(path, {}) is None
+    path.write_bytes(pickle.dumps(Evil(tmp_path / "harm")))
+    assert training.load_checkpoint(path, {}) is None
+    assert not (tmp_path / "harm").exists()
 
 
 def test_two_processes_share_a_batch_and_reach_the_same_loss(tmp_path):
