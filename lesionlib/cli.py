@@ -97,7 +97,8 @@ def overrides(options) -> dict:
         key, separator, value = item.partition("=")
         if not separator:
             raise InputError("--config", f"'{item}' is not KEY=VALUE", "write --config epochs=20")
-        given[key] = yaml.safe_load(value)
+        words = value in ("on", "off", "yes", "no")  # which YAML takes for true and false
+        given[key] = value if words else yaml.safe_load(value)
     for key, option in (("others", "synthetic"), ("external", "external")):
         named = [item.partition("=") for item in getattr(options, option)]
         for name, _, where in named:
