@@ -2,13 +2,14 @@
 
 import pandas as pd
 
-from benchmarks import curation, generators, masks, segmentation
+from benchmarks import curation, generators, masks, segmentation, slurm
 
 
 def main():
     """Measure everything and print one table."""
     rows = pd.DataFrame(
-        masks.rows() + curation.rows() + generators.rows() + segmentation.rows(),
+        masks.rows() + curation.rows() + generators.rows() + segmentation.rows()
+        + slurm.rows(),
         columns=["name", "ours", "reference", "unit"]
     )
     rows["ratio"] = rows["ours"] / rows["reference"]
