@@ -20,6 +20,7 @@ from lesionlib.files import ROOT, aside, read_json, resolve
 
 FIGURES, README = ROOT / "figures", ROOT / "README.md"
 LARGEST = 15 * 2**20  # bytes of a published folder
+LARGE_TABLE = 2 * 2**20  # bytes of a table that is left out (rows by image, seed and arm)
 FROM, TO = "<!-- results: {} -->", "<!-- end of results -->"
 OF_PATIENTS = ("curation", "quarantine", "disagreements", "near_duplicates")  # a row per image
 PLACES = ("images", "masks", "table", "isic_root")
@@ -36,9 +37,9 @@ def plain(text: str, settings: dict) -> str:
 
 
 def small(png: bytes) -> bytes:
-    """A PNG with a palette of 256 colours: a third of the bytes, and no eye sees it on a page."""
-    picture = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(picture, "PNG", optimize=True)
+    """A PNG with a palette of 256 colours, dithered: about half of the bytes."""
+    picture, whole = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
+    whole.quantize(palette=whole.quantize(256)).save(picture, "PNG", optimize=True)
     return picture.getvalue()
 
 
@@ -105,7 +106,8 @@ def publish(run, show_images: bool = False) -> Path:
             with aside(made / path.name) as temporary:
                 temporary.write_bytes(small(data) if path.suffix == ".png" else data)
         for path in sorted((run / "tables").glob("*.csv")):
-            if show_images or path.stem not in OF_PATIENTS:
+            private = path.stem in OF_PATIENTS and not show_images
+            if not private and path.stat().st_size <= LARGE_TABLE:
                 _copy_text(path, made / "tables" / path.name, settings)
         _copy_text(run / "provenance.json", made / "provenance.json", settings)
         _write_report(made, run.name)
