@@ -20,7 +20,7 @@ from lesionlib.files import read_json, resolve, write_csv, write_json, write_npy
 from lesionlib.provenance import code_digest, code_version, digest
 from lesionlib.training import device
 
-SHOWN = 300  # masks of S-train: no generator has seen them, no table is measured on them
+SHOWN = 300  # masks of S-train (or two thirds): no generator has seen them, no table is about them
 SAMPLING = ("ddim_steps", "ddim_eta", "base_reach")  # change the images, but not the training
 OWN = ("base_", "controlnet_", "pix2pixhd_", "ddim_", "min_", "warmup", "gradient_", "ema",
        "precision", "generator_seed", "sample_seed")  # settings that these generators know
@@ -82,16 +82,16 @@ GENERATORS = {"controlnet": by_controlnet, "pix2pixhd": by_pix2pixhd}
 def climb(run, plan: dict, chosen=()) -> pd.DataFrame:
     """Measure the rungs of `plan` (those named in `chosen`, if any); a row for each measured one.
 
-    KID, recall and coverage are of features of the run's classifier, against images of S-train
-    that are not among the `SHOWN`; the row "real" compares those of `SHOWN` with them.
+    KID, recall and coverage are of features of the run's classifier, against the other images
+    of S-train; the row "real" compares the originals of the masks with them.
     """
     run = resolve(run)
     study, ask = data.load(run), judge.load(run)
     G, own = study.part("G"), study.part("S-train")
     extract, _ = distribution.extractor("domain", run)
     rows = np.random.default_rng(0).permutation(len(own.images))
-    masks, images, others = own.masks[rows[:SHOWN]], own.images[rows[:SHOWN]], rows[SHOWN:]
-    reference = extract(own.images[others])
+    shown, others = np.split(rows, [min(SHOWN, 2 * len(rows) // 3)])
+    masks, images, reference = own.masks[shown], own.images[shown], extract(own.images[others])
 
     def measured(made):
         found = distribution.compare(extract(made), reference)
