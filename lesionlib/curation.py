@@ -204,7 +204,7 @@ def _kept(folder: Path, key: str):
         record = read_json(folder / "pixels.json", {})
         if record["key"] == key and record["files"] == _checksums(folder):
             return pd.read_csv(folder / "pixels.csv", dtype=str, keep_default_na=False)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         pass  # none, or damaged: read anew
     return None
 

@@ -129,14 +129,6 @@ def room(path, needed: int):
         raise InputError(path, problem, GO_ON)
 
 
-def notes(path) -> dict:
-    """A JSON file of ours, or {} if there is none; raises InputError if it is not JSON."""
-    try:
-        return read_json(path, {})
-    except ValueError as error:
-        raise InputError(path, "is not valid JSON", "delete it and run this again") from error
-
-
 def beside(final) -> list[Path]:
     """The unfinished download of a file, and what is known about it (url, validator, bytes)."""
     return [final.with_name(final.name + ending) for ending in (".part", ".part.json")]
@@ -180,7 +172,7 @@ def attempt(url, final, copies: int):
     the middle leaves the part for the next attempt.
     """
     part, about = beside(final)
-    known, headers = notes(about), {"Accept-Encoding": "identity"}
+    known, headers = read_json(about, {}), {"Accept-Encoding": "identity"}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known["bytes"]:
         return
@@ -346,7 +338,7 @@ def unpacked(folder, source, due: str | None) -> bool:
     """Whether a complete folder is there; raises InputError if it is there but not as it was."""
     if not folder.exists():
         return False
-    record, now = notes(folder / RECORD), state(folder, source)
+    record, now = read_json(folder / RECORD, {}), state(folder, source)
     problem = f"holds {now['count']:,} of {source.count:,} files {source.pattern}"
     if record and due not in (None, record["sha256"]):
         problem = "was unpacked from another zip than the one due"
@@ -360,7 +352,7 @@ def unpacked(folder, source, due: str | None) -> bool:
 def fetch_one(folder, source, base_url, keep_zips: bool, tries: int, wait: float) -> str:
     """Bring one source into `folder`; returns what was done. Raises InputError as `fetch`."""
     url, final = address(source, base_url), folder / source.file
-    manifest, is_zip = notes(folder / "manifest.json"), bool(source.pattern)
+    manifest, is_zip = read_json(folder / "manifest.json", {}), bool(source.pattern)
     pin, ours = manifest.get(source.file, {}), not final.exists()
     due = source.sha256 or pin.get("sha256")
     done = is_zip and unpacked(final.with_suffix(""), source, due)

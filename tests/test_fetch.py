@@ -425,7 +425,7 @@ def test_an_altered_table_is_an_error_until_its_pin_is_deleted(server, tmp_path)
     (tmp_path / "labels.csv").write_bytes(TABLE.replace(b"1", b"0"))
     fails(server, tmp_path, ROWS, "SHA-256", str(tmp_path / "manifest.json"))
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json: is not valid JSON"):
+    with pytest.raises(InputError, match=r"manifest\.json: it was cut short or changed"):
         get(server, tmp_path, ROWS)
     (tmp_path / "manifest.json").write_text("{}")
     assert get(server, tmp_path, ROWS) == {"labels": "was there"} and len(server.requests) == 1
