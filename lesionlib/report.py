@@ -83,6 +83,7 @@ RESOURCES = {  # what `stage` measures: heading, and units per unit that is show
     "cpu_seconds": ("CPU minutes", 60),
     "memory_mb": ("largest memory, GB", 1024),
     "gpu_memory_mb": ("largest GPU memory, GB", 1024),
+    "gpu_energy_wh": ("GPU energy, Wh", 1),
 }
 
 
@@ -346,8 +347,9 @@ within the interval. Not resolvable: this design cannot tell.</p>
 {_html(verdict_table(run), "sort prose")}
 <h2>Figures</h2>{_figures(figures, prefix)}
 <h2>Notebooks</h2><ol>{items}</ol>
-<h2>Time and memory</h2><p class="small">Of each notebook; bars are shares of the largest value of
-the column. Some ran side by side. Energy is not estimated: no meter could be read.</p>
+<h2>Time, memory, energy</h2><p class="small">Of each notebook; bars are shares of the
+largest value of the column. Some ran side by side. Energy: what the GPUs counted (NVML), other
+programs on them included; that of the processors is not known.</p>
 {resources(facts)}
 <h2>How to cite</h2><pre>{escape((ROOT / "CITATION.cff").read_text())}</pre>
 <h2>This run</h2><div class="scroll"><table>{rows}</table></div>

@@ -7,21 +7,20 @@
 import argparse
 import json
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pynvml
 
 from lesionlib import notebooks
 from lesionlib.files import ROOT, write_json
 from lesionlib.provenance import code_version, environment, file_digest
-
-GPU_QUERY = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
 
 
 def warn_kernel(number, frame):
@@ -35,20 +34,41 @@ def warn_kernel(number, frame):
         process.send_signal(number)
 
 
-def watch_gpu(peak: list, ended: threading.Event):
-    """Keep the largest number of MiB in use on the machine's GPUs in `peak`, until `ended`."""
+def gpus() -> list:
+    """NVML's handles of the GPUs that this process may see; [] where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def gpu_energy(handles) -> float:
+    """Watt hours that the GPUs have counted since their driver was loaded, whoever used them.
+
+    The counter exists from NVIDIA's Volta generation on; an older GPU adds nothing.
+    """
+    millijoules = 0
+    for handle in handles:
+        with suppress(pynvml.NVMLError):
+            millijoules += pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    return millijoules / 3.6e6
+
+
+def watch_gpus(handles, peak: list, ended: threading.Event):
+    """Keep the largest number of MiB in use on one of the GPUs in `peak`, until `ended`."""
     while not ended.wait(2):
-        said = subprocess.run(GPU_QUERY, capture_output=True, text=True).stdout
-        peak[0] = max([peak[0], *(int(line) for line in said.split() if line.isdigit())])
+        used = [pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20 for handle in handles]
+        peak[0] = max([peak[0], *map(round, used)])
 
 
 def papermill(given) -> tuple[int, dict]:
     """Execute the notebook; exit status, and the time and memory that it took."""
     command = ["papermill", given.notebook, given.executed, "--cwd", str(ROOT / "notebooks"),
                "--no-progress-bar", "--parameters_yaml", given.values]
-    gpu, ended, began = [0], threading.Event(), time.time()
-    if shutil.which("nvidia-smi"):
-        threading.Thread(target=watch_gpu, args=(gpu, ended), daemon=True).start()
+    gpu, ended, began, handles = [0], threading.Event(), time.time(), gpus()
+    energy = gpu_energy(handles)
+    threading.Thread(target=watch_gpus, args=(handles, gpu, ended), daemon=True).start()
     with open(given.text, "w") as text:
         process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -62,6 +82,7 @@ def papermill(given) -> tuple[int, dict]:
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "memory_mb": round(used.ru_maxrss / 1024),
         "gpu_memory_mb": gpu[0],
+        "gpu_energy_wh": round(gpu_energy(handles) - energy, 2),
     }
 
 
