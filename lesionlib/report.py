@@ -138,11 +138,7 @@ def write_pages(run) -> list[tuple[str, str]]:
 
 def write_provenance(run, settings: dict):
     """provenance.json: settings, code, environment, minutes per notebook, records of artefacts."""
-    records = {
-        str(path.relative_to(run)): read_json(path)
-        for path in sorted(run.rglob("*.json"))
-        if isinstance(read_json(path), dict) and "artefact" in read_json(path)
-    }
+    records = {str(k.relative_to(run)): facts for k, facts in trace.records(run).items()}
     split = table(run, "curation")["split"]
     files = [*run.glob("tables/*.csv"), *run.glob("figures/*.png")]
     write_json(

@@ -22,6 +22,11 @@ from lesionlib import notebooks
 from lesionlib.files import ROOT, write_json
 from lesionlib.provenance import code_version, environment, file_digest
 
+# Jupyter draws the ports of a kernel before it binds them: two that start at the same moment may
+# draw the same one, and the second dies with these words before it has run anything.
+NO_KERNEL = "Kernel died before replying to kernel_info"
+ATTEMPTS = 3
+
 
 def warn_kernel(number, frame):
     """Pass a signal to stop on to the notebook's kernel, which has a session of its own.
@@ -69,11 +74,14 @@ def papermill(given) -> tuple[int, dict]:
     gpu, ended, began, handles = [0], threading.Event(), time.time(), gpus()
     energy = gpu_energy(handles)
     threading.Thread(target=watch_gpus, args=(handles, gpu, ended), daemon=True).start()
-    with open(given.text, "w") as text:
-        process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, warn_kernel)
-        code = process.wait()
+    for _ in range(ATTEMPTS):
+        with open(given.text, "w") as text:
+            process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, warn_kernel)
+            code = process.wait()
+        if not code or NO_KERNEL not in Path(given.text).read_text():
+            break
     ended.set()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return code, {

@@ -17,8 +17,12 @@ SHOWN = 12  # inputs of a kind that are listed; the others are counted
 
 
 def stages(run) -> dict:
-    """What `stage` wrote down for each notebook of a run, in the order of their starts."""
-    facts = [read_json(path) for path in sorted((resolve(run) / "logs").glob("*.json"))]
+    """What `stage` wrote down for each notebook of a run, in the order of their starts.
+
+    One that failed or was killed wrote nothing; Snakemake then leaves an empty file.
+    """
+    paths = sorted((resolve(run) / "logs").glob("*.json"))
+    facts = [read_json(path) for path in paths if path.stat().st_size]
     return {one["stage"]: one for one in sorted(facts, key=lambda one: one["started"])}
 
 
@@ -121,14 +125,20 @@ def _before(done: dict, name: str) -> list[str]:
     return [one for one in done if one in found]
 
 
+def records(run) -> dict:
+    """What `provenance.record` wrote beside the artefacts of a run, by the path of the record."""
+    paths = [path for path in sorted(resolve(run).rglob("*.json")) if path.stat().st_size]
+    found = {path: read_json(path) for path in paths}
+    return {k: v for k, v in found.items() if isinstance(v, dict) and "artefact" in v}
+
+
 def wanted(run) -> dict:
     """Every file of a run whose digest is on record, and that digest."""
     run, found = resolve(run), {}
     for facts in stages(run).values():
         found |= {resolve(path): digest for path, digest in facts["outputs"].items()}
-    for path in run.rglob("*.json"):
-        facts = read_json(path)
-        if isinstance(facts, dict) and "artefact" in facts and "sha256" in facts:
+    for path, facts in records(run).items():
+        if "sha256" in facts:
             found[path.with_suffix("")] = facts["sha256"]
             weights = facts.get("files", {})
             found |= {path.parent / name: digest for name, digest in weights.items()}

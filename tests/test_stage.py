@@ -1,12 +1,14 @@
-"""What `stage` measures of the GPUs, with NVML's calls replaced where there is none."""
+"""What `stage` measures of the GPUs, with NVML's calls replaced; a kernel that does not start."""
 
+import argparse
+import os
 import threading
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
-from lesionlib import stage
+from lesionlib import stage, trace
 
 
 def test_without_a_driver_there_are_no_gpus_and_no_energy(monkeypatch):
@@ -44,3 +46,26 @@ def test_peak_of_memory_is_that_of_the_fullest_gpu(monkeypatch):
     peak = [0]
     stage.watch_gpus(["one", "two"], peak, Ended())
     assert peak == [900]
+
+
+@pytest.mark.parametrize("said, status, starts", [
+    (stage.NO_KERNEL, 1, stage.ATTEMPTS), ("ZeroDivisionError", 1, 1), ("", 0, 1)])
+def test_only_a_kernel_that_never_came_up_is_started_again(
+        tmp_path, monkeypatch, said, status, starts):
+    papermill = tmp_path / "papermill"
+    papermill.write_text(f"#!/bin/sh\necho x >> {tmp_path}/starts\necho {said}\nexit {status}\n")
+    papermill.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(stage.signal, "signal", lambda *a: None)
+    given = argparse.Namespace(
+        notebook="n", executed="e", values="{}", text=str(tmp_path / "log.txt"))
+    code, took = stage.papermill(given)
+    assert code == status and took["seconds"] >= 0
+    assert len((tmp_path / "starts").read_text().split()) == starts
+
+
+def test_a_stage_that_failed_leaves_an_empty_file_that_nobody_trips_over(tmp_path):
+    for folder in ("logs", "notebooks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "logs" / "03_controlnet.json").touch()
+    assert trace.stages(tmp_path) == {} and trace.records(tmp_path) == {}
