@@ -150,8 +150,8 @@ def write_provenance(run, settings: dict):
             "images": {part: int((split == part).sum()) for part in PARTS},
             "quarantine": quarantined(run),
             "minutes": {path.stem: round(minutes(path), 2) for path in executed(run)},
-            "resources": {name: {key: facts[key] for key in RESOURCES} for name, facts in
-                          trace.stages(run).items()},
+            "resources": {name: {key: facts.get(key, 0) for key in RESOURCES} for name, facts in
+                          trace.stages(run).items()},  # an older stage may have measured less
             "artefacts": records,
             "sha256": {str(path.relative_to(run)): file_digest(path) for path in sorted(files)},
         },

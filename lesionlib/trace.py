@@ -69,7 +69,7 @@ def maker(run, path) -> str:
 
 def _took(facts: dict) -> str:
     gpu = f", GPU {facts['gpu_memory_mb']} MiB" if facts["gpu_memory_mb"] else ""
-    gpu += f", {facts['gpu_energy_wh']} Wh" if facts["gpu_energy_wh"] else ""
+    gpu += f", {facts['gpu_energy_wh']} Wh" if facts.get("gpu_energy_wh") else ""
     return (f"{facts['started']}, {facts['seconds'] / 60:.1f} min, CPU "
             f"{facts['cpu_seconds'] / 60:.1f} min, {facts['memory_mb']} MB at most{gpu}")
 
