@@ -91,8 +91,10 @@ def running(folder):
 def study(*arguments) -> float:
     """Seconds of a start of the smoke study on Slurm."""
     command = [sys.executable, "-m", "lesionlib.cli", "--preset", "smoke", "--name", NAME]
-    start = time.perf_counter()
-    subprocess.run([*command, *OPTIONS, *arguments], cwd=ROOT, check=True, capture_output=True)
+    start, command = time.perf_counter(), [*command, *arguments, *OPTIONS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
     return time.perf_counter() - start
 
 
