@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -16,6 +17,7 @@ import numpy as np
 from lesionlib.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository: notebooks/, config/, runs/
+ASIDE = re.compile(r"\..+\.\d+(\.\w+)?")  # names that `aside` gives
 
 
 def resolve(path) -> Path:
@@ -53,8 +55,9 @@ def aside(path):
 def held(folder):
     """Hold a folder against a second run; yields a file number for children to inherit.
 
-    The hold ends with the last process that has it, however that dies. InputError names the
-    process, machine and time of one that holds it already.
+    The hold ends with the last process that has it, however that dies; what its processes had
+    half-written when they were killed is deleted by the next. InputError names the process,
+    machine and time of one that holds it already.
     """
     path = Path(folder) / ".held"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,9 @@ def held(folder):
         now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
         file.flush()
+        for remains in path.parent.rglob(".*"):
+            if ASIDE.fullmatch(remains.name) and remains.is_file():
+                remains.unlink(missing_ok=True)
         yield file.fileno()
 
 

@@ -127,7 +127,8 @@ def _before(done: dict, name: str) -> list[str]:
 
 def records(run) -> dict:
     """What `provenance.record` wrote beside the artefacts of a run, by the path of the record."""
-    paths = [path for path in sorted(resolve(run).rglob("*.json")) if path.stat().st_size]
+    paths = [path for path in sorted(resolve(run).rglob("*.json"))
+             if path.stat().st_size and not path.name.startswith(".")]  # no half-written ones
     found = {path: read_json(path) for path in paths}
     return {k: v for k, v in found.items() if isinstance(v, dict) and "artefact" in v}
 

@@ -14,8 +14,9 @@ from lesionlib.errors import InputError
 
 HOLDER = """
 import subprocess, sys, time
-from lesionlib.files import held
-with held(sys.argv[1]) as hold:
+from lesionlib.files import aside, held
+with held(sys.argv[1]) as hold, aside(sys.argv[1] + "/tables/table.csv") as half:
+    half.write_text("a,b")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
                              pass_fds=[hold])
     print(child.pid, flush=True)
@@ -65,7 +66,7 @@ def test_an_artefact_that_is_not_what_was_recorded_is_refused_or_made_anew(tmp_p
     assert provenance.recorded(path) == {}
 
 
-def test_a_folder_is_held_until_the_last_process_of_its_holder_is_dead(tmp_path):
+def test_a_folder_is_held_until_its_holders_last_process_is_dead_and_tidied_then(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)],
                               stdout=subprocess.PIPE, text=True)
     child = int(holder.stdout.readline())
@@ -74,12 +75,17 @@ def test_a_folder_is_held_until_the_last_process_of_its_holder_is_dead(tmp_path)
             pass
     holder.kill()
     holder.wait()
+    for kept in ("table.csv", ".v1.2.csv.away", ".ipynb_checkpoints"):
+        (tmp_path / "tables" / kept).write_text("")
+    assert list((tmp_path / "tables").glob(f".table.{holder.pid}.csv"))
     with pytest.raises(InputError, match=f"process {holder.pid} "), files.held(tmp_path):
         pass  # what it started still runs
     subprocess.run(["kill", "-9", str(child)], check=True)
     for _ in range(100):
         try:
             with files.held(tmp_path):
+                names = {path.name for path in (tmp_path / "tables").iterdir()}
+                assert names == {"table.csv", ".v1.2.csv.away", ".ipynb_checkpoints"}
                 return
         except InputError:
             time.sleep(0.1)
