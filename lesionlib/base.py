@@ -7,6 +7,7 @@ minutes that is as good.
 """
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,11 @@ from lesionlib.errors import InputError
 from lesionlib.files import ROOT, aside
 from lesionlib.provenance import file_digest, record, recorded
 from lesionlib.training import batch_at, device, fit, generator_at, share
+
+# diffusers remarks on any autoencoder that is not of its own classes, each time it is loaded.
+logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(
+    lambda record: "PatchAutoencoder" not in record.getMessage()
+)
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):

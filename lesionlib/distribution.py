@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from scipy import linalg
 from scipy.spatial.distance import cdist, pdist
 from torch.nn import functional
 
@@ -123,9 +122,11 @@ def kid(a, b, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[floa
 
 def fid(a, b) -> float:
     """Frechet distance of Gaussians fitted to features; biased upwards by small n, so state n."""
-    (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
-    root = linalg.sqrtm(cov_a @ cov_b)
-    return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a + cov_b - 2 * np.real(root)))
+    # The trace of the root of the product of two covariances is the nuclear norm of the product of
+    # the centred features: defined, and exact, where fewer images than features make them singular.
+    (a, mean_a), (b, mean_b) = (((x - x.mean(0)) / np.sqrt(len(x) - 1), x.mean(0)) for x in (a, b))
+    shared = np.linalg.norm(np.linalg.qr(a, "r") @ np.linalg.qr(b, "r").T, "nuc")
+    return float(np.sum((mean_a - mean_b) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * shared)
 
 
 def prdc(real, made, k: int = 5) -> dict:
