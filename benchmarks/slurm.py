@@ -15,6 +15,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from lesionlib.files import ROOT, read_json
 
 CONFIG = Path("/etc/slurm/slurm.conf")
@@ -82,9 +84,11 @@ def running(folder):
         yield
     finally:
         subprocess.run(["scancel", "--user=root"], capture_output=True)
-        for path in pids:
-            if path.exists():
-                subprocess.run(["kill", path.read_text().strip()])
+        numbers = [int(path.read_text()) for path in pids if path.exists()]
+        found = [psutil.Process(pid) for pid in numbers if psutil.pid_exists(pid)]
+        for daemon in found:
+            daemon.terminate()
+        psutil.wait_procs(found, timeout=30)  # the controller writes its state when it ends
         CONFIG.unlink()
 
 
@@ -109,6 +113,9 @@ def rows() -> list[tuple[str, float, float, str]]:
         for slots in (1, 2):
             for grid in (run / "cells", run / "checkpoints" / "cells"):
                 shutil.rmtree(grid, ignore_errors=True)
+            # Snakemake makes no cell anew that only an existing table needs.
+            for done in [*run.glob("logs/06_segmentation*"), run / "tables" / "table2.csv"]:
+                done.unlink(missing_ok=True)
             spent[slots] = study("--jobs", str(slots), "segmentation")
             facts = [read_json(path) for path in (run / "logs").glob("06_segmentation*.json")]
             if slots == 1:
