@@ -24,7 +24,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body {{ font: 16px/1.55 system-ui, sans-serif; color: #1d2733; background: #fff }}
-body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ max-width: 74rem; margin: 2rem auto; padding: 0 1rem }}
 h1 {{ line-height: 1.2 }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ccd }}
 .scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: .92rem }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ccd; text-align: right }}
@@ -34,6 +34,7 @@ th:first-child, td:first-child {{ text-align: left }}
 th button {{ font: inherit; font-weight: bold; background: none; border: 0; cursor: pointer }}
 th[aria-sort=ascending] button::after {{ content: " \\2191" }}
 th[aria-sort=descending] button::after {{ content: " \\2193" }}
+p, figure {{ max-width: 62rem }}
 figure {{ margin: 1.5rem 0 }} figure img {{ max-width: 100%; height: auto }}
 figcaption, .small {{ color: #4a5765; font-size: .92rem }}
 code, pre {{ font-size: .88rem }} pre {{ overflow-x: auto; background: #f3f5f8; padding: .7rem }}
