@@ -152,16 +152,18 @@ def check_cluster(name: str | None):
         )
 
 
+def one_line(value) -> str:
+    """A setting as one line of YAML, however long it is."""
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
+
+
 def snakemake(options, rest) -> int:
     """Run the DAG and, if it ran through, print the two tables and the path of the report."""
     given = overrides(options)
     check_cluster(options.cluster)
     settings = config.load(options.preset, given, options.name)
     check_sources(settings)
-    values = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
-        for key, value in given.items()
-    ]
+    values = [f"{key}={one_line(value)}" for key, value in given.items()]
     own = ["--workflow-profile", f"profiles/{options.cluster or 'local'}"]
     if {"--profile", "--workflow-profile"} & set(rest):
         own = []

@@ -3,8 +3,9 @@
 import re
 
 import pytest
+import yaml
 
-from lesionlib import config
+from lesionlib import cli, config
 from lesionlib.errors import InputError
 
 
@@ -56,3 +57,10 @@ def test_broken_yaml_is_one_clear_error(tmp_path):
 def test_lists_of_words_from_the_command_line_are_numbers_again():
     settings = config.load("quick", {"seeds": ["3", "4"], "networks": ["unet"]})
     assert settings["seeds"] == [3, 4] and settings["networks"] == ["unet"]
+
+
+@pytest.mark.parametrize("value", [
+    "accelerate launch " + "--num_machines 1 " * 9 + "no", list(range(99)), "no", 1e-5, "", True,
+    {name: f"/a folder/of {name}" * 9 for name in ("gan", "clinic")}, {}, "a: b #c"])
+def test_a_setting_is_one_line_however_long(value):
+    assert "\n" not in cli.one_line(value) and yaml.safe_load(cli.one_line(value)) == value
