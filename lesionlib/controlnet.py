@@ -296,6 +296,16 @@ def train_job(run, job: dict):
     return pipe, train(pipe, steered, latents, own.masks, own.table["prompt"], folder, **options)
 
 
+def painter(pipe, steered, masks, prompts, how: dict, seed: int):
+    """A function of image numbers that samples these images; `how`: options of `sample`."""
+
+    def make(indices):
+        words = [prompts[i] for i in indices]
+        return sample(pipe, steered, masks[indices], words, indices=indices, seed=seed, **how)
+
+    return make
+
+
 def sample_job(run, job: dict):
     """Paint this process's share of a synthetic set: a batch of every so many is its own.
 
@@ -310,26 +320,35 @@ def sample_job(run, job: dict):
     pipe = base.load(job["base"] or f"{run}/models/base").to(device())
     steered = load(pipe, folder / "models" / "controlnet") if job["control"] else None
 
-    def make(indices):
-        words = [job["prompts"][i] for i in indices]
-        options = job["how"] | {"indices": indices, "seed": job["seed"]}
-        return sample(pipe, steered, masks[indices], words, **options)
-
+    make = painter(pipe, steered, masks, job["prompts"], job["how"], job["seed"])
     facts = {name: job[name] for name in ("seed", "model", "settings")}
     share = state.process_index, state.num_processes
     synthetic.paint(resolve(job["folder"]), masks, job["prompts"], make, job["folder"],
                     share=share, block=job["how"]["batch"], **facts)
 
 
-def launch_sampling(command: str, run, folder, masks, prompts, key: str, **job):
-    """Paint a set in processes that `command` starts; `synthetic.fill` then finds its images."""
+def fill(run, pipe, name, steered, masks, prompts, asked, *, how, seed, judge, command, base,
+         **facts):
+    """Paint a set of images into the folder `name` of a run, as `synthetic.fill` does.
+
+    `steered` None: by the base alone (`base`: as in `train_job`). `asked`: what masks and prompts
+    depend on; together with weights, `how` (of `sample`) and seed it is all that determines the
+    images. `command`, if there is one, starts processes that paint them first.
+    """
     from lesionlib import synthetic  # it uses this module's neighbours
 
-    path = resolve(run) / "checkpoints" / "controlnet" / "masks.npy"
-    write_npy(path, masks)
-    synthetic.begin(folder, key)
-    job |= {"folder": str(folder), "masks": str(path), "prompts": list(prompts)}
-    launch(command, run, job, "sample")
+    folder, weights = resolve(run) / name, (steered or Steered(pipe.unet)).digest()
+    settings = {key: value for key, value in how.items() if key != "batch"}
+    own = dict(seed=seed, model=weights, settings=settings)
+    key = digest(weights, settings, seed, digest(*asked))
+    if command:
+        path = resolve(run) / "checkpoints" / "controlnet" / "masks.npy"
+        write_npy(path, masks)
+        synthetic.begin(folder, key)
+        job = dict(folder=str(folder), masks=str(path), prompts=list(prompts), how=how, base=base)
+        launch(command, run, job | own | {"control": steered is not None}, "sample")
+    make = painter(pipe, steered, masks, prompts, how, seed)
+    synthetic.fill(folder, masks, prompts, make, key, name, judge=judge, **own, **facts)
 
 
 def launch(command: str, run, job: dict, what: str = "train"):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from lesionlib.files import ROOT, aside
+from lesionlib.provenance import lists_parameters
 
 PLACE = "*The last cells find it; an executed notebook has it here.*"  # of the answer, in cell 1
 LONG = 30  # lines of text or rows of a table: what is longer is folded
@@ -23,16 +24,16 @@ STAGES = (
 
 
 def parameters(path) -> dict:
-    """Names and default values of a notebook's parameters cell."""
-    for cell in json.loads(Path(path).read_text())["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            tree = ast.parse("".join(cell["source"]))
-            return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
-    raise ValueError(f"{path} has no cell tagged 'parameters'")
+    """Names and default values of a notebook's parameters."""
+    found = {}
+    for cell in filter(lists_parameters, json.loads(Path(path).read_text())["cells"]):
+        tree = ast.parse("".join(cell["source"]))
+        found |= {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
+    return found
 
 
 def stage_parameters(stage: str, settings: dict) -> dict:
-    """The settings that notebooks/`stage`.ipynb takes, by the names in its parameters cell."""
+    """The settings that notebooks/`stage`.ipynb takes, by the names of its parameters."""
     names = parameters(ROOT / "notebooks" / f"{stage}.ipynb")
     return {name: settings[name] for name in names if name in settings}
 

@@ -85,16 +85,25 @@ def code_digest(*modules: str) -> str:
     return digest({name: _without_prose(source) for name, source in sources.items()})
 
 
+def lists_parameters(cell: dict) -> bool:
+    """Whether a cell only gives parameters their defaults.
+
+    Where they are many, those in the cell tagged `parameters`, after which papermill writes its
+    values, are preceded by cells tagged `settings`.
+    """
+    return bool({"parameters", "settings"} & set(cell["metadata"].get("tags", [])))
+
+
 def notebook_digest(path) -> str:
     """Digest of a notebook's code cells and of the lesionlib modules that they use.
 
-    Markdown and the parameters cell do not count: prose changes nothing, and the
+    Markdown and the parameters' cells do not count: prose changes nothing, and the
     parameters are a rule's own `params`.
     """
     cells = [
         cell
         for cell in json.loads(Path(path).read_text())["cells"]
-        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code" and not lists_parameters(cell)
     ]
     source = "\n".join("".join(cell["source"]) for cell in cells)
     return digest(_without_prose(source), code_digest(*sorted(_imports(source))))

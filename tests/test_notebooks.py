@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lesionlib import config, notebooks
+from lesionlib import config, notebooks, provenance
 from lesionlib.files import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -40,9 +40,17 @@ def test_parameters_are_settings_with_the_defaults_of_quick(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_papermill_writes_its_values_after_all_parameters(path):
+    tags = [cell["metadata"].get("tags", [""])[0] for cell in cells(path, "code")]
+    listed = [provenance.lists_parameters(cell) for cell in cells(path, "code")]
+    assert tags.count("parameters") == 1
+    assert not any(listed[tags.index("parameters") + 1:])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_every_parameter_is_used(path):
     source = "\n".join("".join(c["source"]) for c in cells(path, "code")
-                       if "parameters" not in c["metadata"].get("tags", []))
+                       if not provenance.lists_parameters(c))
     unused = [n for n in notebooks.parameters(path) if not re.search(rf"\b{n}\b", source)]
     assert not unused
 
@@ -53,8 +61,7 @@ def test_cells_are_short_portable_and_explained(path):
     assert every[0]["cell_type"] == "markdown" and "".join(every[0]["source"]).startswith("# ")
     for cell in cells(path, "code"):
         source = "".join(cell["source"])
-        listed = "parameters" in cell["metadata"].get("tags", [])
-        assert listed or len(source.splitlines()) <= 25
+        assert len(source.splitlines()) <= 25
         assert not re.search(r"""["'](/|~|[A-Z]:\\)\w""", source), "absolute path"
         assert "pip install" not in source and "os.chdir" not in source
     assert sum(cell["cell_type"] == "markdown" for cell in every) >= len(every) // 4
