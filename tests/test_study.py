@@ -267,10 +267,10 @@ def results(name):
 
 def differences(one, other):
     """Lines in which the results of two runs differ, without those that agree."""
-    one, other = results(one), results(other)
-    return [line for file in sorted({*one, *other})
-            for line in difflib.unified_diff(one.get(file, "").splitlines(),
-                                             other.get(file, "").splitlines(), file, file, n=0)]
+    found = [{file: text.splitlines(keepends=True) for file, text in results(name).items()}
+             for name in (one, other)]
+    return [line for file in sorted(set().union(*found)) for line in difflib.unified_diff(
+        *(files.get(file, ["no such file"]) for files in found), file, file, n=0)]
 
 
 def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere):
