@@ -74,9 +74,9 @@ FIGURES = {  # name: caption; the file may be missing in a run that draws no suc
 
 
 # Parameters are long lists, twice: the defaults and what this run was given.
-FOLD = """<style>.celltag_parameters .jp-CodeMirrorEditor,
-.celltag_settings .jp-CodeMirrorEditor,
-.celltag_injected-parameters .jp-CodeMirrorEditor { max-height: 9rem; overflow-y: auto }
+FOLD = """<style>
+:is(.celltag_settings, .celltag_parameters, .celltag_injected-parameters) .highlight
+{ max-height: 9rem; overflow-y: auto }
 .jp-OutputArea-output { overflow-x: auto }</style>"""
 
 
