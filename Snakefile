@@ -2,12 +2,12 @@
 
 import json
 
-from lesionlib import config as settings
-from lesionlib import catalogue
-from lesionlib.files import resolve
-from lesionlib.grid import control_sets, jobs, of_settings
-from lesionlib.notebooks import STAGES, stage_parameters
-from lesionlib.provenance import code_digest, notebook_digest
+from lesionlib.engine import settings
+from lesionlib.data import catalogue
+from lesionlib.engine.files import resolve
+from lesionlib.segmentation.grid import control_sets, jobs, planned_cells
+from lesionlib.report.notebooks import STAGES, stage_parameters
+from lesionlib.engine.provenance import code_digest, notebook_digest
 
 cfg = settings.load(
     config.get("preset", "quick"),
@@ -15,7 +15,7 @@ cfg = settings.load(
     config.get("name", ""),
 )
 RUN = cfg["run"]
-CELLS = of_settings(cfg)
+CELLS = planned_cells(cfg)
 CONTROLS = control_sets(cfg["arms"], cfg["mask_mode"])
 METHODS = [*cfg["methods"], *cfg["others"]]  # somebody's generator is one more
 PAINTED = [  # those with images for the masks of S-test
@@ -38,7 +38,7 @@ def state(where):
 PAPERMILL = (
     "export OMP_NUM_THREADS={threads} LESIONLIB_QUIET=1 HF_HUB_DISABLE_TELEMETRY=1 "
     "PYDEVD_DISABLE_FILE_VALIDATION=1; "
-    "exec python -m lesionlib.stage {input.notebook} {log.notebook} --text {log.text} "
+    "exec python -m lesionlib.workflow.stage {input.notebook} {log.notebook} --text {log.text} "
     "--facts {log.facts} --values {params.values:q} --inputs {input} --outputs {output}"
 )
 
@@ -115,7 +115,7 @@ rule masks:
         f"{RUN}/data/conditions.npy",
         f"{RUN}/data/conditions.csv",
         f"{RUN}/tables/mask_distances.csv",
-        f"{RUN}/models/judge/model.safetensors",
+        f"{RUN}/models/reference_segmenter/model.safetensors",
     log:
         **logs("02_masks"),
     params:
@@ -141,7 +141,7 @@ rule controlnet:
         f"{RUN}/generated/controlnet_diversity/manifest.csv",
         expand(RUN + "/synthetic/{name}/manifest.csv", name=CONTROLS),
         f"{RUN}/tables/prompt_recognition.csv",
-        f"{RUN}/models/recogniser/model.safetensors",
+        f"{RUN}/models/attribute_classifier/model.safetensors",
     log:
         **logs("03_controlnet"),
     params:
@@ -196,7 +196,7 @@ for name, where in cfg["others"].items():
         log:
             f"{RUN}/logs/elsewhere_{name}.txt",
         shell:
-            "LESIONLIB_QUIET=1 python -m lesionlib.elsewhere {params.values:q} > {log} 2>&1 "
+            "LESIONLIB_QUIET=1 python -m lesionlib.generators.external_generators {params.values:q} > {log} 2>&1 "
             "|| {{ tail -n 5 {log} >&2; exit 1; }}"
 
 
@@ -208,7 +208,7 @@ rule image_quality:
         EVERY_SET,
         expand(RUN + "/generated/{method}/manifest.csv", method=[*PAINTED, "base"]),
         f"{RUN}/generated/controlnet_diversity/manifest.csv",
-        f"{RUN}/models/recogniser/model.safetensors",
+        f"{RUN}/models/attribute_classifier/model.safetensors",
         notebook=notebook("05_image_quality"),
     output:
         f"{RUN}/tables/image_quality.csv",
@@ -313,5 +313,5 @@ rule report:
     log:
         f"{RUN}/logs/report.txt",
     shell:
-        "python -m lesionlib.report {RUN} {params.settings:q} > {log} 2>&1 "
+        "python -m lesionlib.report.pages {RUN} {params.settings:q} > {log} 2>&1 "
         "|| {{ tail -n 5 {log} >&2; exit 1; }}"

@@ -38,4 +38,4 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
 fi
 
 export PATH=$bin:$PATH
-exec "$bin/python" -m lesionlib.cli "$@"
+exec "$bin/python" -m lesionlib.workflow.cli "$@"

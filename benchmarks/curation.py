@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from lesionlib import curation
+from lesionlib.data import curation
 
 os.environ["LESIONLIB_QUIET"] = "1"
 

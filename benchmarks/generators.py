@@ -21,7 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks import sd15
-from lesionlib import base, config, controlnet, latents, phantom, pix2pixhd, training
+from lesionlib.data import phantom
+from lesionlib.engine import settings as config
+from lesionlib.engine import training
+from lesionlib.generators import base, controlnet, latents, pix2pixhd
 
 PROMPTS = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma with streaks"]
 DEVICE = training.device()
@@ -101,8 +104,14 @@ def example_rate(pipe, folder, size, batch, steps, *, workers=0, to_none=False, 
         part.to(dtype=kind) if precision != "no" else None
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-6, weight_decay=1e-2)
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)
-    loader = DataLoader(Pictures(folder, size, pipe.tokenizer), batch, shuffle=True,
-                        num_workers=workers, drop_last=True, persistent_workers=workers > 0)
+    loader = DataLoader(
+        Pictures(folder, size, pipe.tokenizer),
+        batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+    )
     model, optimiser, loader, rates = accelerator.prepare(model, optimiser, loader, rates)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, (image, mask, ids) in enumerate(batches):
@@ -119,12 +128,17 @@ def example_rate(pipe, folder, size, batch, steps, *, workers=0, to_none=False, 
         t = torch.randint(0, pipe.scheduler.config.num_train_timesteps, (batch,), device=z.device)
         noisy = pipe.scheduler.add_noise(z.float(), noise.float(), t).to(kind)
         words = encoder(ids, return_dict=False)[0]
-        down, middle = model(noisy, t, encoder_hidden_states=words,
-                             controlnet_cond=mask.to(kind), return_dict=False)
+        down, middle = model(
+            noisy, t, encoder_hidden_states=words, controlnet_cond=mask.to(kind), return_dict=False
+        )
         predicted = unet(
-            noisy, t, encoder_hidden_states=words,
+            noisy,
+            t,
+            encoder_hidden_states=words,
             down_block_additional_residuals=[x.to(kind) for x in down],
-            mid_block_additional_residual=middle.to(kind), return_dict=False)[0]
+            mid_block_additional_residual=middle.to(kind),
+            return_dict=False,
+        )[0]
         target = noise
         if pipe.scheduler.config.prediction_type == "v_prediction":
             target = pipe.scheduler.get_velocity(z, noise, t)
@@ -146,7 +160,7 @@ def our_rates(pipe, images, masks, prompts, batch, steps, precision="no"):
     """Samples per second of our training, the seconds, and those in forward and backward; even
     `steps`."""
     pipe.to(DEVICE)
-    steered, seen, busy, backward = controlnet.new(pipe), [], [], torch.Tensor.backward
+    controlled, seen, busy, backward = controlnet.new(pipe), [], [], torch.Tensor.backward
 
     def clock(*_):
         synchronise()
@@ -162,16 +176,30 @@ def our_rates(pipe, images, masks, prompts, batch, steps, precision="no"):
         seen.append((time.perf_counter(), len(busy)))
         return {"seconds": seen[-1][0]}
 
-    steered.register_forward_pre_hook(clock)
-    steered.register_forward_hook(clock)
+    controlled.register_forward_pre_hook(clock)
+    controlled.register_forward_hook(clock)
     torch.Tensor.backward = timed_backward
     try:
         with tempfile.TemporaryDirectory() as folder:
-            z = latents.of_images(pipe, images, Path(folder))
+            z = latents.encode_images(pipe, images, Path(folder))
             controlnet.train(
-                pipe, steered, z, masks, prompts, Path(folder), steps=2 + steps, batch=batch,
-                lr=5e-6, prompt_dropout=0.5, seed=0, record={}, precision=precision, watch=watch,
-                watch_every=2, save_every=10**9)
+                pipe,
+                controlled,
+                z,
+                masks,
+                prompts,
+                Path(folder),
+                steps=2 + steps,
+                batch=batch,
+                lr=5e-6,
+                prompt_dropout=0.5,
+                seed=0,
+                record={},
+                precision=precision,
+                validate=watch,
+                validate_every=2,
+                save_every=10**9,
+            )
     finally:
         torch.Tensor.backward = backward
     (start, first), (end, last) = seen[1], seen[-1]
@@ -204,7 +232,8 @@ def training_rows(name, pipe, folders, size, batch, steps, repeats, flags=FLAGS,
             if slow and (len(ours) > 1 or folders[kind] is not folder):
                 continue
             theirs[kind, key].append(
-                example_rate(pipe, folders[kind], size, batch, steps, **flags[key]))
+                example_rate(pipe, folders[kind], size, batch, steps, **flags[key])
+            )
     whole, both = min(shares)
     title = f"ControlNet training, {name}"
     rows = [(f"{title}: seconds of all in forward + backward", both, whole, "s")]
@@ -212,27 +241,38 @@ def training_rows(name, pipe, folders, size, batch, steps, repeats, flags=FLAGS,
         tuned = [key for key in list(flags)[1:] if theirs[kind, key]]
         best = max(tuned, key=lambda key, kind=kind: max(theirs[kind, key]))
         for said, key in (("defaults", "defaults"), (f"best flags ({best})", best)):
-            rows.append((f"{title}, {kind}: example's {said}", max(ours),
-                         max(theirs[kind, key]), "samples/s"))
+            rows.append(
+                (
+                    f"{title}, {kind}: example's {said}",
+                    max(ours),
+                    max(theirs[kind, key]),
+                    "samples/s",
+                )
+            )
     return rows
 
 
 def sampling_rows(name, pipe, size, number, steps, repeats):
     """Images per second against the pipeline of diffusers at its default guidance."""
     pipe.to(DEVICE)
-    steered = controlnet.new(pipe, 0).eval()
-    zero = steered.controlnet.controlnet_down_blocks, [steered.controlnet.controlnet_mid_block]
+    controlled = controlnet.new(pipe, 0).eval()
+    zero = (
+        controlled.controlnet.controlnet_down_blocks,
+        [controlled.controlnet.controlnet_mid_block],
+    )
     for layer in itertools.chain(*zero):
         torch.nn.init.normal_(layer.weight, std=0.02)  # so that control changes something
     masks = np.zeros((number, size, size), np.uint8)
     masks[:, size // 4 : size // 2, size // 4 : size // 2] = 1
     side = size // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, side, side)
-    noise = torch.stack([torch.randn(shape, generator=training.generator_at(0, i))
-                         for i in range(number)]).to(DEVICE)
+    noise = torch.stack(
+        [torch.randn(shape, generator=training.generator_at(0, i)) for i in range(number)]
+    ).to(DEVICE)
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
     theirs = StableDiffusionControlNetPipeline(
-        **parts, controlnet=steered.controlnet, requires_safety_checker=False)
+        **parts, controlnet=controlled.controlnet, requires_safety_checker=False
+    )
     theirs.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
 
@@ -244,13 +284,29 @@ def sampling_rows(name, pipe, size, number, steps, repeats):
         return number / (time.perf_counter() - start), images
 
     def reference(**options):
-        return timed(lambda: theirs(
-            [""] * number, controlnet.hint(masks).to(DEVICE), latents=noise,
-            num_inference_steps=steps, output_type="np", **options).images)
+        return timed(
+            lambda: (
+                theirs(
+                    [""] * number,
+                    controlnet.hint(masks).to(DEVICE),
+                    latents=noise,
+                    num_inference_steps=steps,
+                    output_type="np",
+                    **options,
+                ).images
+            )
+        )
 
     def own():
-        return timed(lambda: np.stack(list(controlnet.sample(
-            pipe, steered, masks, [""] * number, steps=steps, batch=number))))
+        return timed(
+            lambda: np.stack(
+                list(
+                    controlnet.sample(
+                        pipe, controlled, masks, [""] * number, steps=steps, batch=number
+                    )
+                )
+            )
+        )
 
     ours, default = [], []
     for _ in range(repeats):
@@ -270,8 +326,9 @@ def literal_pix2pixhd(images, masks, batch, sizes, disc_channels):
     generator, critic = pix2pixhd.networks(*sizes, disc_channels, 2, 0)
     generator.to(DEVICE)
     critic.to(DEVICE)
-    adam = [torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.999))
-            for m in (generator, critic)]
+    adam = [
+        torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.999)) for m in (generator, critic)
+    ]
 
     def step(number):
         pair = pix2pixhd.batch_of(images, masks, number, batch, 0)
@@ -282,7 +339,8 @@ def literal_pix2pixhd(images, masks, batch, sizes, disc_channels):
         of_fake = critic(torch.cat([condition, fake], 1))
         loss_d = (pix2pixhd.gan_loss(of_old, False) + pix2pixhd.gan_loss(of_real, True)) / 2
         loss_g = pix2pixhd.gan_loss(of_fake, True) + 10 * pix2pixhd.feature_matching_loss(
-            of_fake, of_real, critic.n_layers)
+            of_fake, of_real, critic.n_layers
+        )
         for optimiser, loss in zip(adam, (loss_g, loss_d), strict=True):
             optimiser.zero_grad()  # of the critic: what the generator's loss left there
             loss.backward()
@@ -301,9 +359,20 @@ def pix2pixhd_row(images, masks, settings, steps, repeats):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             pix2pixhd.train(
-                images, masks, Path(folder), steps=number, batch=batch, base_channels=sizes[0],
-                n_downsample=sizes[1], n_blocks=sizes[2], disc_channels=critic, seed=0, record={},
-                device=DEVICE, save_every=10**9)
+                images,
+                masks,
+                Path(folder),
+                steps=number,
+                batch=batch,
+                base_channels=sizes[0],
+                n_downsample=sizes[1],
+                n_blocks=sizes[2],
+                disc_channels=critic,
+                seed=0,
+                record={},
+                device=DEVICE,
+                save_every=10**9,
+            )
             return time.perf_counter() - start
 
     for _ in range(repeats):
@@ -335,10 +404,17 @@ def rows(repeats: int = 3) -> list[tuple[str, float, float, str]]:
         phantom.write_dataset(folder, 64, 256, workers=1)
         images, masks = arrays(folder, size)
         pipe = base.new(
-            images, PROMPTS, folder / "small", latent_channels=settings["base_latent_channels"],
-            patch=settings["base_patch"], whitening=settings["base_whitening"],
-            channels=settings["base_channels"], attention=settings["base_attention"],
-            text_width=settings["base_text_width"], seed=0)
+            images,
+            PROMPTS,
+            folder / "small",
+            latent_channels=settings["base_latent_channels"],
+            patch=settings["base_patch"],
+            whitening=settings["base_whitening"],
+            channels=settings["base_channels"],
+            attention=settings["base_attention"],
+            text_width=settings["base_text_width"],
+            seed=0,
+        )
         large = folder / "large"
         enlarged(folder, large)
         folders = {"256 px": folder, "{}x{}".format(*ISIC): large}
@@ -350,9 +426,16 @@ def rows(repeats: int = 3) -> list[tuple[str, float, float, str]]:
         kinds = ("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention)
         ups = ("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1])
         pipe = sd15.pipeline(
-            PROMPTS, folder / "shape", block_out_channels=tuple(settings["base_channels"]),
-            layers_per_block=1, down_block_types=tuple(kinds), up_block_types=tuple(ups),
-            attention_head_dim=4, norm_num_groups=8, sample_size=32)
+            PROMPTS,
+            folder / "shape",
+            block_out_channels=tuple(settings["base_channels"]),
+            layers_per_block=1,
+            down_block_types=tuple(kinds),
+            up_block_types=tuple(ups),
+            attention_head_dim=4,
+            norm_num_groups=8,
+            sample_size=32,
+        )
         name = "SD 1.5's autoencoder and text encoder"
         flags = FLAGS if DEVICE.type == "cuda" else {"workers": FLAGS["workers"]}
         found += training_rows(name, pipe, {"256 px": folder}, 256, 4, 2, 1, flags, number=8)

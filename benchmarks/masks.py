@@ -8,12 +8,12 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 
-from lesionlib import masks
+from lesionlib.masks import recipe
 
 SIZE = 512
 
 
-def literal(n: int, recipe=masks.Recipe()):  # noqa: B008
+def literal(n: int, recipe=recipe.Recipe()):  # noqa: B008
     """n masks, one after another, each step on the whole canvas; those of one region count."""
     rng, found = np.random.default_rng(0), []
     side = 2 * round((recipe.element * SIZE - 1) / 2) + 1
@@ -45,8 +45,8 @@ def rate(work, n: int) -> float:
 def rows(repeats: int = 3) -> list[tuple[str, float, float, str]]:
     """(name, ours, reference, unit), the best of alternating repeats."""
     ours, reference = [], []
-    masks.random_masks(4, SIZE)
+    recipe.random_masks(4, SIZE)
     for _ in range(repeats):
-        ours.append(rate(lambda n: masks.random_masks(n, SIZE), 300))
+        ours.append(rate(lambda n: recipe.random_masks(n, SIZE), 300))
         reference.append(rate(literal, 30))
     return [("masks at 512 px", max(ours), max(reference), "masks/s")]

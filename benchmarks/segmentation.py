@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
 from benchmarks.curation import write_pairs
-from lesionlib import config, curation, segmentation
-from lesionlib.files import ROOT
-from lesionlib.training import device
+from lesionlib.data import curation
+from lesionlib.engine import settings as config
+from lesionlib.engine.files import ROOT
+from lesionlib.engine.training import device
+from lesionlib.segmentation import networks, training
 
 FILES = (3000, 2000)  # pixels
 GRID = "bench-grid"
@@ -47,17 +49,23 @@ class Pairs(Dataset):
                 image, mask = flip(image), flip(mask)
         turn = int(torch.randint(4, ()))
         image, mask = (torch.rot90(x, turn, (1, 2)) for x in (image, mask))
-        mean, std = [segmentation.MEAN] * 3, [segmentation.STD] * 3
+        mean, std = [networks.MEAN] * 3, [networks.STD] * 3
         return functional.normalize(image, mean, std), mask
 
 
 def plain_rate(network, table, size, batch, steps, **options) -> float:
     """Samples per second of the plain loop, after two steps."""
-    model = segmentation.build(network, **options).to(device())
+    model = networks.build(network, **options).to(device())
     model.to(memory_format=torch.contiguous_format)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(Pairs(table, size), batch, shuffle=True, drop_last=True, num_workers=2,
-                        persistent_workers=True)
+    loader = DataLoader(
+        Pairs(table, size),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+        persistent_workers=True,
+    )
     step = 0
     while True:
         for image, mask in loader:
@@ -65,7 +73,7 @@ def plain_rate(network, table, size, batch, steps, **options) -> float:
                 start = time.perf_counter()
             if step == 2 + steps:
                 return batch * steps / (time.perf_counter() - start)
-            loss = segmentation.dice_loss(model(image.to(device())), mask.to(device()))
+            loss = networks.dice_loss(model(image.to(device())), mask.to(device()))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -75,7 +83,7 @@ def plain_rate(network, table, size, batch, steps, **options) -> float:
 
 def our_rate(network, images, masks, batch, steps, **options) -> tuple[float, float]:
     """Samples per second of ours, and the share of the time from each forward to its backward."""
-    build, backward, clock = segmentation.build, torch.Tensor.backward, time.perf_counter
+    build, backward, clock = networks.build, torch.Tensor.backward, time.perf_counter
     starts, ends = [], []
 
     def timed_build(*given, **named):
@@ -89,17 +97,28 @@ def our_rate(network, images, masks, batch, steps, **options) -> tuple[float, fl
 
     def train(number):
         start = clock()
-        segmentation.train(network, images, masks, images[:2], masks[:2], steps=number,
-                           batch=batch, lr=1e-3, seed=0, looks=1, **options)
+        training.train(
+            network,
+            images,
+            masks,
+            images[:2],
+            masks[:2],
+            steps=number,
+            batch=batch,
+            lr=1e-3,
+            seed=0,
+            validations=1,
+            **options,
+        )
         return clock() - start
 
     train(2)  # the first one in a process is slower
     before = train(2)  # what every training costs once
-    segmentation.build, torch.Tensor.backward = timed_build, timed_backward
+    networks.build, torch.Tensor.backward = timed_build, timed_backward
     try:
         seconds = train(2 + steps) - before
     finally:
-        segmentation.build, torch.Tensor.backward = build, backward
+        networks.build, torch.Tensor.backward = build, backward
     return batch * steps / seconds, sum(np.subtract(ends, starts)[2:]) / seconds
 
 
@@ -118,8 +137,10 @@ def training_rows(settings, repeats: int):
                 theirs.append(plain_rate("unet", table, size, batch, steps, **options))
             rate, share = max(ours)
             title = f"segmentation training, {size} px"
-            rows += [(f"{title}: plain loop, 2 workers", rate, max(theirs), "samples/s"),
-                     (f"{title}: share of forward + backward (at least 0.9)", share, 0.9, "")]
+            rows += [
+                (f"{title}: plain loop, 2 workers", rate, max(theirs), "samples/s"),
+                (f"{title}: share of forward + backward (at least 0.9)", share, 0.9, ""),
+            ]
     return rows
 
 
@@ -132,7 +153,16 @@ def grid_row():
     own = ["epochs=20", "seeds=[0]", "networks=[unet]", "arms=[table, steps, classical, low_data]"]
 
     def run(target):
-        command = [sys.executable, "-m", "lesionlib.cli", "--name", GRID, target, "--config", *own]
+        command = [
+            sys.executable,
+            "-m",
+            "lesionlib.workflow.cli",
+            "--name",
+            GRID,
+            target,
+            "--config",
+            *own,
+        ]
         start = time.perf_counter()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         return time.perf_counter() - start

@@ -17,16 +17,23 @@ from pathlib import Path
 
 import psutil
 
-from lesionlib.files import ROOT, read_json
+from lesionlib.engine.files import ROOT, read_json
 
 CONFIG = Path("/etc/slurm/slurm.conf")
 MARK = "# one node, written by benchmarks/slurm.py of lesionlib\n"
 NAME = "bench-slurm"
 # What a node of a few GB without a database needs, and quick looks at short jobs.
 OPTIONS = [
-    "--cluster", "slurm", "--slurm-status-command", "squeue",
-    "--slurm-init-seconds-before-status-checks", "2", "--default-resources", "mem_mb=2000",
-    "runtime=60", "slurm_extra=\"'--signal=USR1@60'\"",
+    "--cluster",
+    "slurm",
+    "--slurm-status-command",
+    "squeue",
+    "--slurm-init-seconds-before-status-checks",
+    "2",
+    "--default-resources",
+    "mem_mb=2000",
+    "runtime=60",
+    "slurm_extra=\"'--signal=USR1@60'\"",
 ]
 
 
@@ -43,15 +50,27 @@ def write_config(folder) -> str:
     host = socket.gethostname().partition(".")[0]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 1024
     settings = {
-        "ClusterName": "lesionlib", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmUser": "root",
-        "SlurmdUser": "root", "AuthType": "auth/munge", "StateSaveLocation": folder / "state",
-        "SlurmdSpoolDir": folder / "spool", "SlurmctldPidFile": folder / "slurmctld.pid",
-        "SlurmdPidFile": folder / "slurmd.pid", "SlurmctldLogFile": folder / "slurmctld.log",
-        "SlurmdLogFile": folder / "slurmd.log", "ProctrackType": "proctrack/linuxproc",
-        "TaskPlugin": "task/none", "JobAcctGatherType": "jobacct_gather/none",
-        "AccountingStorageType": "accounting_storage/none", "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_Core_Memory", "MpiDefault": "none", "ReturnToService": 2,
-        "MinJobAge": 3600, "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
+        "ClusterName": "lesionlib",
+        "SlurmctldHost": f"{host}(127.0.0.1)",
+        "SlurmUser": "root",
+        "SlurmdUser": "root",
+        "AuthType": "auth/munge",
+        "StateSaveLocation": folder / "state",
+        "SlurmdSpoolDir": folder / "spool",
+        "SlurmctldPidFile": folder / "slurmctld.pid",
+        "SlurmdPidFile": folder / "slurmd.pid",
+        "SlurmctldLogFile": folder / "slurmctld.log",
+        "SlurmdLogFile": folder / "slurmd.log",
+        "ProctrackType": "proctrack/linuxproc",
+        "TaskPlugin": "task/none",
+        "JobAcctGatherType": "jobacct_gather/none",
+        "AccountingStorageType": "accounting_storage/none",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_Core_Memory",
+        "MpiDefault": "none",
+        "ReturnToService": 2,
+        "MinJobAge": 3600,
+        "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
         "NodeName": f"{host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={memory}",
         "PartitionName": f"main Nodes={host} Default=YES MaxTime=INFINITE State=UP",
     }
@@ -70,8 +89,18 @@ def running(folder):
     shutil.chown("/run/munge", "munge", "munge")
     pids = [folder / "slurmd.pid", folder / "slurmctld.pid", Path("/run/munge/munged.pid")]
     try:
-        subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged", "--force",
-                        f"--pid-file={pids[2]}"], check=True)
+        subprocess.run(
+            [
+                "runuser",
+                "-u",
+                "munge",
+                "--",
+                "/usr/sbin/munged",
+                "--force",
+                f"--pid-file={pids[2]}",
+            ],
+            check=True,
+        )
         subprocess.run(["/usr/sbin/slurmctld"], check=True)
         subprocess.run(["/usr/sbin/slurmd", "-N", host], check=True)
         for _ in range(120):
@@ -94,7 +123,7 @@ def running(folder):
 
 def study(*arguments) -> float:
     """Seconds of a start of the smoke study on Slurm."""
-    command = [sys.executable, "-m", "lesionlib.cli", "--preset", "smoke", "--name", NAME]
+    command = [sys.executable, "-m", "lesionlib.workflow.cli", "--preset", "smoke", "--name", NAME]
     start, command = time.perf_counter(), [*command, *arguments, *OPTIONS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import catalogue, phantom
-from lesionlib.errors import InputError
-from lesionlib.files import ROOT
-from lesionlib.prompts import ATTRIBUTES
+from lesionlib.data import catalogue, phantom
+from lesionlib.data.prompts import ATTRIBUTES
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import ROOT
 
 REAL_TABLES = ROOT.parent / "shared" / "data" / "metadata"
 
@@ -93,11 +93,15 @@ def test_wrong_tables_and_folders_are_named(folders, change, said):
         read(folders)
 
 
-@pytest.mark.parametrize("cell, said", [
-    ('=HYPERLINK("http://x")', "line 3, column 'site': it begins as a formula does"),
-    (" @SUM(1)", "begins as a formula"), ("+cmd|' /C calc'!A0", "begins as a formula"),
-    ("x" * 100_000_000, "line 3, column 'site': it has more than 10,000 characters"),
-])
+@pytest.mark.parametrize(
+    "cell, said",
+    [
+        ('=HYPERLINK("http://x")', "line 3, column 'site': it begins as a formula does"),
+        (" @SUM(1)", "begins as a formula"),
+        ("+cmd|' /C calc'!A0", "begins as a formula"),
+        ("x" * 100_000_000, "line 3, column 'site': it has more than 10,000 characters"),
+    ],
+)
 def test_a_malicious_cell_is_refused_and_named(folders, cell, said):
     table = pd.DataFrame({"id": ["a00", "a01"], "site": ["-", cell], "age": ["+5", "-1"]})
     table.to_csv(folders / "labels.csv", index=False)

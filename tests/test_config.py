@@ -5,8 +5,9 @@ import re
 import pytest
 import yaml
 
-from lesionlib import cli, config
-from lesionlib.errors import InputError
+from lesionlib.engine import settings as config
+from lesionlib.engine.errors import InputError
+from lesionlib.workflow import cli
 
 
 @pytest.mark.parametrize("preset", ["quick", "smoke", "isic", "paper"])
@@ -24,14 +25,17 @@ def test_schema_and_default_preset_list_the_same_keys_each_with_a_comment():
     assert [line.split(":")[0] for line in keys] == list(schema["properties"])
 
 
-@pytest.mark.parametrize("key, value, said", [
-    ("imagesize", 64, "did you mean 'image_size'"),
-    ("epoch", 3, "did you mean 'epochs'"),
-    ("image_size", "large", "must be integer"),
-    ("epochs", 0, "must be bigger than or equal to 1"),
-    ("mask_mode", "circle", "must be one of"),
-    ("networks", ["unet", "unett"], "must be one of"),
-])
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("imagesize", 64, "did you mean 'image_size'"),
+        ("epoch", 3, "did you mean 'epochs'"),
+        ("image_size", "large", "must be integer"),
+        ("epochs", 0, "must be bigger than or equal to 1"),
+        ("mask_mode", "circle", "must be one of"),
+        ("networks", ["unet", "unett"], "must be one of"),
+    ],
+)
 def test_wrong_settings_are_named(key, value, said):
     with pytest.raises(InputError, match=re.escape(said)) as caught:
         config.load("quick", {key: value})
@@ -59,8 +63,19 @@ def test_lists_of_words_from_the_command_line_are_numbers_again():
     assert settings["seeds"] == [3, 4] and settings["networks"] == ["unet"]
 
 
-@pytest.mark.parametrize("value", [
-    "accelerate launch " + "--num_machines 1 " * 9 + "no", list(range(99)), "no", 1e-5, "", True,
-    {name: f"/a folder/of {name}" * 9 for name in ("gan", "clinic")}, {}, "a: b #c"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "accelerate launch " + "--num_machines 1 " * 9 + "no",
+        list(range(99)),
+        "no",
+        1e-5,
+        "",
+        True,
+        {name: f"/a folder/of {name}" * 9 for name in ("gan", "clinic")},
+        {},
+        "a: b #c",
+    ],
+)
 def test_a_setting_is_one_line_however_long(value):
     assert "\n" not in cli.one_line(value) and yaml.safe_load(cli.one_line(value)) == value

@@ -6,8 +6,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from small_base import PROMPTS, SIZES, pairs
 
-from lesionlib import base, controlnet, latents, training
-from lesionlib.errors import InputError
+from lesionlib.engine import training
+from lesionlib.engine.errors import InputError
+from lesionlib.generators import base, controlnet, latents
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +20,28 @@ def study():
 def pipe(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     pipe = base.new(study[0], study[2], folder, **SIZES)
-    z = latents.of_images(pipe, study[0], folder)
-    return base.train(pipe, z, study[2], folder, steps=3, batch=4, lr=1e-3, prompt_dropout=0.2,
-                      seed=0, record={})
+    z = latents.encode_images(pipe, study[0], folder)
+    return base.train(
+        pipe, z, study[2], folder, steps=3, batch=4, lr=1e-3, prompt_dropout=0.2, seed=0, record={}
+    )
 
 
 def train(pipe, study, folder, steps=2, new=None, **options):
-    steered = controlnet.new(pipe, **(new or {}))
-    z = latents.of_images(pipe, study[0], folder)
+    controlled = controlnet.new(pipe, **(new or {}))
+    z = latents.encode_images(pipe, study[0], folder)
     options = dict(batch=4, record={"n": 1}, decay="constant") | options
-    return controlnet.train(pipe, steered, z, *study[1:], folder, steps=steps, lr=1e-3,
-                            prompt_dropout=0.5, seed=0, **options)
+    return controlnet.train(
+        pipe,
+        controlled,
+        z,
+        *study[1:],
+        folder,
+        steps=steps,
+        lr=1e-3,
+        prompt_dropout=0.5,
+        seed=0,
+        **options,
+    )
 
 
 def test_autoencoder_keeps_what_its_components_span(study):
@@ -85,12 +97,12 @@ def test_a_base_that_cannot_be_loaded_is_named(tmp_path):
 
 
 def test_controlnet_changes_nothing_at_initialisation(pipe, study):
-    steered = controlnet.new(pipe)
+    controlled = controlnet.new(pipe)
     z, t = torch.randn(2, 8, 8, 8), torch.tensor([10, 900])
-    words = latents.of_prompts(pipe, PROMPTS)[0]
+    words = latents.encode_prompts(pipe, PROMPTS)[0]
     with torch.no_grad():
-        alone = controlnet.Steered(pipe.unet)(z, t, words)
-        assert torch.equal(alone, steered(z, t, words, controlnet.hint(study[1][:2])))
+        alone = controlnet.ControlledUNet(pipe.unet)(z, t, words)
+        assert torch.equal(alone, controlled(z, t, words, controlnet.hint(study[1][:2])))
 
 
 DECODER = ("up_blocks", "conv_norm_out", "conv_out")
@@ -98,35 +110,36 @@ DECODER = ("up_blocks", "conv_norm_out", "conv_out")
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_training_moves_the_controlnet_and_of_the_base_what_is_not_locked(
-        pipe, study, tmp_path, locked):
+    pipe, study, tmp_path, locked
+):
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    steered = train(pipe, study, tmp_path, new={"locked": locked})
+    controlled = train(pipe, study, tmp_path, new={"locked": locked})
     assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
-    assert steered.controlnet.controlnet_mid_block.weight.abs().max() > 0
-    moved = {k for k, v in steered.unet.state_dict().items() if not torch.equal(before[k], v)}
+    assert controlled.controlnet.controlnet_mid_block.weight.abs().max() > 0
+    moved = {k for k, v in controlled.unet.state_dict().items() if not torch.equal(before[k], v)}
     assert all(k.startswith(DECODER) for k in moved) and bool(moved) == (not locked)
-    controlnet.save(steered, tmp_path / "model")
+    controlnet.save(controlled, tmp_path / "model")
     again = controlnet.load(pipe, tmp_path / "model")
-    assert again.digest() == steered.digest() != controlnet.Steered(pipe.unet).digest()
+    assert again.digest() == controlled.digest() != controlnet.ControlledUNet(pipe.unet).digest()
     assert (tmp_path / "model" / "unet").exists() == (not locked)
 
 
 def test_control_of_the_middle_only_leaves_the_skip_connections_alone(pipe, study, tmp_path):
-    steered = train(pipe, study, tmp_path, new={"middle_only": True})
-    assert all(x.weight.abs().max() == 0 for x in steered.controlnet.controlnet_down_blocks)
+    controlled = train(pipe, study, tmp_path, new={"middle_only": True})
+    assert all(x.weight.abs().max() == 0 for x in controlled.controlnet.controlnet_down_blocks)
     with torch.no_grad():
-        for layer in steered.controlnet.controlnet_down_blocks:
+        for layer in controlled.controlnet.controlnet_down_blocks:
             layer.weight.fill_(1.0)  # has no say
     z, t = torch.randn(1, 8, 8, 8), torch.tensor([500])
-    words, control = latents.of_prompts(pipe, [""])[0], controlnet.hint(study[1][:1])
+    words, control = latents.encode_prompts(pipe, [""])[0], controlnet.hint(study[1][:1])
     with torch.no_grad():
-        with_middle = steered(z, t, words, control)
-        steered.controlnet.controlnet_mid_block.weight.zero_()
-        steered.controlnet.controlnet_mid_block.bias.zero_()
-        without = steered(z, t, words, control)
-        alone = controlnet.Steered(pipe.unet)(z, t, words)
+        with_middle = controlled(z, t, words, control)
+        controlled.controlnet.controlnet_mid_block.weight.zero_()
+        controlled.controlnet.controlnet_mid_block.bias.zero_()
+        without = controlled(z, t, words, control)
+        alone = controlnet.ControlledUNet(pipe.unet)(z, t, words)
     assert not torch.equal(with_middle, alone) and torch.allclose(without, alone, atol=1e-6)
-    controlnet.save(steered, tmp_path / "model")
+    controlnet.save(controlled, tmp_path / "model")
     assert controlnet.load(pipe, tmp_path / "model").middle_only
 
 
@@ -138,7 +151,8 @@ def test_a_missing_controlnet_names_the_notebook(pipe, tmp_path):
 def test_gradient_checkpointing_changes_no_weight(pipe, study, tmp_path):
     plain, frugal = (
         train(pipe, study, tmp_path / str(on), gradient_checkpointing=on).state_dict()
-        for on in (False, True))
+        for on in (False, True)
+    )
     for name, weight in plain.items():
         torch.testing.assert_close(frugal[name], weight, rtol=1e-4, atol=1e-6)
 
@@ -146,20 +160,31 @@ def test_gradient_checkpointing_changes_no_weight(pipe, study, tmp_path):
 def test_a_batch_of_one_is_a_batch(pipe, study, tmp_path, monkeypatch):
     shapes = []
 
-    class Seeing(controlnet.Steered):
+    class Seeing(controlnet.ControlledUNet):
         def forward(self, noisy, *rest):
             shapes.append(noisy.shape)
             return super().forward(noisy, *rest)
 
-    monkeypatch.setattr(controlnet, "Steered", Seeing)
+    monkeypatch.setattr(controlnet, "ControlledUNet", Seeing)
     train(pipe, study, tmp_path / "control", batch=1)
-    z = latents.of_images(pipe, study[0], tmp_path)
+    z = latents.encode_images(pipe, study[0], tmp_path)
     forward = base.Denoiser.forward
-    monkeypatch.setattr(base.Denoiser, "forward",
-                        lambda self, x, *a: shapes.append(x.shape) or forward(self, x, *a))
+    monkeypatch.setattr(
+        base.Denoiser, "forward", lambda self, x, *a: shapes.append(x.shape) or forward(self, x, *a)
+    )
     copied = base.new(study[0], study[2], tmp_path, **SIZES)
-    base.train(copied, z, study[2], tmp_path, steps=1, batch=1, lr=1e-3, prompt_dropout=0.2,
-               seed=0, record={})
+    base.train(
+        copied,
+        z,
+        study[2],
+        tmp_path,
+        steps=1,
+        batch=1,
+        lr=1e-3,
+        prompt_dropout=0.2,
+        seed=0,
+        record={},
+    )
     assert shapes == [(1, 8, 8, 8)] * 3
 
 
@@ -176,8 +201,10 @@ def test_min_snr_by_hand(pipe):
     t = torch.tensor([50, 600])
     alpha = pipe.scheduler.alphas_cumprod[t]
     snr = alpha / (1 - alpha)
-    predicted, target = torch.zeros(2, 8, 8, 8), torch.ones(2, 8, 8, 8) * torch.tensor(
-        [1.0, 2.0]).view(2, 1, 1, 1)
+    predicted, target = (
+        torch.zeros(2, 8, 8, 8),
+        torch.ones(2, 8, 8, 8) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1),
+    )
     loss = base.denoising_loss(pipe.scheduler, predicted, target, t, 5.0)
     weights = [min(s.item(), 5.0) / (s.item() + 1) for s in snr]  # of a velocity
     assert loss.item() == pytest.approx((weights[0] * 1 + weights[1] * 4) / 2, rel=1e-4)
@@ -197,34 +224,37 @@ def test_the_share_of_a_process_is_a_part_of_the_whole_draw(pipe):
     assert all(torch.equal(a[2:4], b) for a, b in zip(whole, part, strict=True))
 
 
-def images(pipe, steered, masks, words, **options):
-    return np.stack(list(controlnet.sample(pipe, steered, masks, words, steps=3, **options)))
+def images(pipe, controlled, masks, words, **options):
+    return np.stack(list(controlnet.sample(pipe, controlled, masks, words, steps=3, **options)))
 
 
 def test_image_i_depends_on_seed_and_i_alone(pipe, study, tmp_path):
-    steered, masks, words = train(pipe, study, tmp_path), study[1][:5], study[2][:5]
-    whole = images(pipe, steered, masks, words, batch=5).astype(int)
-    assert np.abs(whole - images(pipe, steered, masks, words, batch=2)).max() <= 1
+    controlled, masks, words = train(pipe, study, tmp_path), study[1][:5], study[2][:5]
+    whole = images(pipe, controlled, masks, words, batch=5).astype(int)
+    assert np.abs(whole - images(pipe, controlled, masks, words, batch=2)).max() <= 1
     order = [4, 0, 3]
-    some = images(pipe, steered, masks[order], [words[i] for i in order], indices=order, batch=2)
+    some = images(pipe, controlled, masks[order], [words[i] for i in order], indices=order, batch=2)
     assert np.abs(whole[order] - some).max() <= 1
-    assert np.abs(whole - images(pipe, steered, masks, words, seed=1)).mean() > 1
-    noisy = images(pipe, steered, masks, words, eta=1.0, batch=5).astype(int)
-    assert np.abs(noisy - images(pipe, steered, masks, words, eta=1.0, batch=3)).max() <= 1
+    assert np.abs(whole - images(pipe, controlled, masks, words, seed=1)).mean() > 1
+    noisy = images(pipe, controlled, masks, words, eta=1.0, batch=5).astype(int)
+    assert np.abs(noisy - images(pipe, controlled, masks, words, eta=1.0, batch=3)).max() <= 1
     assert np.abs(noisy - whole).mean() > 1 and (noisy.std(axis=(1, 2, 3)) > 5).all()
 
 
 def test_an_empty_prompt_costs_no_guidance_pass(pipe, study):
     passes = []
 
-    class Counting(controlnet.Steered):
+    class Counting(controlnet.ControlledUNet):
         def forward(self, noisy, *rest):
             passes.append(len(noisy))
             return super().forward(noisy, *rest)
 
     counting = Counting(pipe.unet)
-    for words, expected in ((["", ""], [2] * 3), (["", PROMPTS[0]], [2, 1] * 3),
-                            (PROMPTS, [2, 2] * 3)):
+    for words, expected in (
+        (["", ""], [2] * 3),
+        (["", PROMPTS[0]], [2, 1] * 3),
+        (PROMPTS, [2, 2] * 3),
+    ):
         passes.clear()
         images(pipe, counting, study[1][:2], words, guidance=4.0)
         assert passes == expected
@@ -236,25 +266,35 @@ def test_an_empty_prompt_costs_no_guidance_pass(pipe, study):
 def test_guidance_is_that_of_each_sample_alone(pipe, study):
     masks, mixed = study[1][:2], ["", PROMPTS[1]]
     together = images(pipe, None, masks, mixed, guidance=4.0).astype(int)
-    apart = [images(pipe, None, masks[i:i + 1], mixed[i:i + 1], indices=[i], guidance=4.0)[0]
-             for i in range(2)]
+    apart = [
+        images(pipe, None, masks[i : i + 1], mixed[i : i + 1], indices=[i], guidance=4.0)[0]
+        for i in range(2)
+    ]
     assert np.abs(together - np.stack(apart)).max() <= 1
 
 
 def test_our_ddim_agrees_with_the_pipeline_of_diffusers(pipe, study, tmp_path):
-    steered = train(pipe, study, tmp_path)
+    controlled = train(pipe, study, tmp_path)
     masks, words = study[1][:2], study[2][:2]
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
     theirs = StableDiffusionControlNetPipeline(
-        **parts, controlnet=steered.controlnet, requires_safety_checker=False)
+        **parts, controlnet=controlled.controlnet, requires_safety_checker=False
+    )
     theirs.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
-    noise = torch.stack([torch.randn((8, 8, 8), generator=training.generator_at(0, i))
-                         for i in range(2)])
+    noise = torch.stack(
+        [torch.randn((8, 8, 8), generator=training.generator_at(0, i)) for i in range(2)]
+    )
     for guidance in (1.0, 3.0):
-        ours = images(pipe, steered, masks, words, guidance=guidance)
-        made = theirs(words, controlnet.hint(masks), latents=noise, num_inference_steps=3,
-                      guidance_scale=guidance, output_type="np").images
+        ours = images(pipe, controlled, masks, words, guidance=guidance)
+        made = theirs(
+            words,
+            controlnet.hint(masks),
+            latents=noise,
+            num_inference_steps=3,
+            guidance_scale=guidance,
+            output_type="np",
+        ).images
         assert np.abs(ours / 255 - made).mean() < 2 / 255
 
 
@@ -263,6 +303,7 @@ MEAN, STD = 0.7, 0.4  # a Gaussian distribution of data, whose score is known
 
 def exact(scheduler):
     """What an ideal network predicts for x0 ~ N(MEAN, STD^2): noise or velocity."""
+
     def denoise(x, t):
         a = scheduler.alphas_cumprod[t]
         noise = (1 - a).sqrt() * (x - a.sqrt() * MEAN) / (a * STD**2 + 1 - a)
@@ -270,13 +311,19 @@ def exact(scheduler):
             return noise
         x0 = (STD**2 * a.sqrt() * x + (1 - a) * MEAN) / (a * STD**2 + 1 - a)
         return a.sqrt() * noise - (1 - a).sqrt() * x0
+
     return denoise
 
 
 @pytest.fixture
 def scheduler():
-    return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-                         clip_sample=False, set_alpha_to_one=True)
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
 
 
 def gaussian(scheduler, steps, eta=0.0, n=4):
@@ -310,8 +357,11 @@ def test_ddim_converges_to_the_flow_that_maps_noise_to_the_data(scheduler):
 def test_ddim_with_eta_one_draws_from_the_data(scheduler, zero_snr):
     if zero_snr:  # as the small base: its first step starts from nothing but noise
         scheduler = DDIMScheduler.from_config(
-            scheduler.config, rescale_betas_zero_snr=True, prediction_type="v_prediction",
-            timestep_spacing="trailing")
+            scheduler.config,
+            rescale_betas_zero_snr=True,
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+        )
     for steps in (6, 10, 20, 50):  # rounding must not make a root's argument negative
         assert gaussian(scheduler, steps, eta=1.0)[1].isfinite().all()
     _, made = gaussian(scheduler, steps=200, eta=1.0, n=2000)

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from lesionlib import curation, pictures
-from lesionlib.errors import InputError
+from lesionlib.data import curation, decoding
+from lesionlib.engine.errors import InputError
 
 SIZE, WIDTH, HEIGHT = 24, 96, 72  # blocks of 4 x 3 pixels
 SILENT = 5  # grey levels: mean change that a flipped byte may make unnoticed, mostly
@@ -106,7 +106,10 @@ def test_letterbox_pads_and_crop_cuts(tmp_path):
     assert repairs == ["mask: 25% of the lesion cut off"]
     whole = {fit: curation.whole_mask(*paths, fit) for fit in curation.FITS}
     assert {fit: found.shape for fit, found in whole.items()} == {
-        "squash": (40, 80), "letterbox": (80, 80), "crop": (40, 40)}
+        "squash": (40, 80),
+        "letterbox": (80, 80),
+        "crop": (40, 40),
+    }
     assert (whole["squash"] == mask // 255).all() and (whole["crop"] == shape).all()
     assert (whole["letterbox"][20:60] == mask // 255).all()
     assert (curation.read_image(paths[0], 80, "letterbox") == wide).all()
@@ -122,10 +125,10 @@ def test_half_scale_decoding_equals_the_full_one(tmp_path, monkeypatch, width, h
     grain = np.random.default_rng(0).normal(0, 5, image.shape)
     save_jpeg(tmp_path / "i.jpg", (image + grain).clip(0, 255).astype(np.uint8))
     paths = str(tmp_path / "i.jpg"), save(tmp_path / "m.png", (mask > 127).astype(np.uint8) * 255)
-    shapes, decode = [], pictures._jpeg
-    monkeypatch.setattr(pictures, "_jpeg", lambda f, half: shapes.append(half) or decode(f, half))
+    shapes, decode = [], decoding._jpeg
+    monkeypatch.setattr(decoding, "_jpeg", lambda f, half: shapes.append(half) or decode(f, half))
     halved = curation.read_pair(*paths, size)[0].astype(int)
-    monkeypatch.setattr(pictures, "_jpeg", lambda f, half: decode(f, False))
+    monkeypatch.setattr(decoding, "_jpeg", lambda f, half: decode(f, False))
     full = curation.read_pair(*paths, size)[0].astype(int)
     assert shapes == [True] and np.abs(halved - full).max() <= 3
     assert np.abs(halved - full).mean() < 0.5
@@ -138,7 +141,7 @@ def test_orientation_is_that_of_pillow(turn):
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(file)))
-    assert (pictures.turned(image, turn) == expected).all()
+    assert (decoding.turned(image, turn) == expected).all()
 
 
 def test_orientation_is_ignored_where_only_that_fits_the_mask(pair, tmp_path):
@@ -161,14 +164,14 @@ def test_small_regions_are_specks(pair, tmp_path, share, said):
 
 def test_seam_of_damaged_blocks_but_not_of_bars():
     image = cv2.resize(scene(2)[0], (256, 192), interpolation=cv2.INTER_CUBIC)
-    assert pictures._seam(image, 8) == 0
+    assert decoding._seam(image, 8) == 0
     shifted = image.astype(int)
     shifted[64:, :, 2] -= 20  # the blue of all blocks from the middle of row 56 on
     shifted[56:64, 100:, 2] -= 20
-    assert pictures._seam(shifted.clip(0, 255).astype(np.uint8), 8) in (56, 64)
+    assert decoding._seam(shifted.clip(0, 255).astype(np.uint8), 8) in (56, 64)
     shifted = image.copy()
     shifted[:24], shifted[-16:] = 0, 180
-    assert pictures._seam(shifted, 8) == 0
+    assert decoding._seam(shifted, 8) == 0
 
 
 def test_curate_writes_arrays_in_order(table, tmp_path, monkeypatch):
@@ -402,7 +405,7 @@ def deep_rgb(i, m, image, mask, rng):
 def turned_jpeg(i, m, image, mask, rng):
     turn, exif = int(rng.integers(2, 9)), Image.Exif()
     exif[0x0112] = turn
-    stored = pictures.turned(image, {6: 8, 8: 6}.get(turn, turn))
+    stored = decoding.turned(image, {6: 8, 8: 6}.get(turn, turn))
     Image.fromarray(np.ascontiguousarray(stored)).save(
         i, rng.choice(["JPEG", "PNG", "TIFF"]), exif=exif, quality=95
     )

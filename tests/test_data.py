@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import catalogue, curation, data
-from lesionlib.errors import InputError
-from lesionlib.files import read_json
+from lesionlib.data import catalogue, curation, dataset
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import read_json
 
 
 @pytest.fixture
@@ -24,15 +24,15 @@ def saved(tmp_path):
         cv2.imwrite(str(tmp_path / "masks" / f"a{i + (i == 5) * 50:02d}.png"), mask)
     run = tmp_path / "run"
     found = catalogue.read_folders(tmp_path / "images", tmp_path / "masks", "")
-    table = curation.curate(found.table, 16, data.pixels(run))
+    table = curation.curate(found.table, 16, dataset.pixels(run))
     used = table["status"] == "used"
     table.loc[used, "split"] = np.resize(["G", "S-train", "S-val", "S-test"], used.sum())
-    data.save(run, table.assign(prompt="p"), found.orphans, preset="test", seed=0)
+    dataset.save(run, table.assign(prompt="p"), found.orphans, preset="test", seed=0)
     return run
 
 
 def test_rows_of_arrays_and_table_correspond(saved):
-    study = data.load(saved)
+    study = dataset.load(saved)
     assert study.images.shape == (23, 16, 16, 3) and study.masks.shape == (23, 16, 16)
     assert "a05" not in set(study.table["id"]) and study.table["id"].is_unique
     part = study.part("S-val")
@@ -51,16 +51,16 @@ def test_nothing_is_lost(saved):
 
 def test_the_fingerprint_is_recorded_and_follows_the_data(saved):
     facts = read_json(saved / "data" / "index.csv.json")
-    assert facts["data"] == data.load(saved).fingerprint and facts["n"] == 23
+    assert facts["data"] == dataset.load(saved).fingerprint and facts["n"] == 23
     table = pd.read_csv(saved / "tables" / "curation.csv", keep_default_na=False)
     orphans = pd.DataFrame(columns=["id", "file", "reason"])
-    data.save(saved, table.assign(prompt="q"), orphans, preset="test", seed=0)
-    assert data.load(saved).fingerprint != facts["data"]
+    dataset.save(saved, table.assign(prompt="q"), orphans, preset="test", seed=0)
+    assert dataset.load(saved).fingerprint != facts["data"]
 
 
 def test_a_run_without_data_names_the_notebook(tmp_path):
     with pytest.raises(InputError, match="01_data"):
-        data.load(tmp_path)
+        dataset.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["images.npy", "masks.npy", "index.csv"])
@@ -72,9 +72,9 @@ def test_arrays_and_labels_with_one_flipped_bit_or_cut_short_are_refused(saved, 
     for damaged in (bytes(flipped), whole[:-30]):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="data: .*were cut short or changed.*run notebooks/01"):
-            data.load(saved)
+            dataset.load(saved)
     path.write_bytes(whole)
-    assert len(data.load(saved).images) == 23
+    assert len(dataset.load(saved).images) == 23
 
 
 def test_skin_tone_by_hand():
@@ -85,17 +85,17 @@ def test_skin_tone_by_hand():
     image[:, 6:] = 255  # the lesion
     mask = np.zeros((2, 8, 8), np.uint8)
     mask[:, 6:] = 1
-    assert data.skin_tone(image, mask) == pytest.approx([90, -90], abs=0.1)
-    assert np.isnan(data.skin_tone(image[:1], np.ones_like(mask[:1]))).all()
+    assert dataset.skin_tone(image, mask) == pytest.approx([90, -90], abs=0.1)
+    assert np.isnan(dataset.skin_tone(image[:1], np.ones_like(mask[:1]))).all()
     tan = np.full((1, 4, 4, 3), (198, 134, 66), np.uint8)  # L* 60.6, b* 44.6 (sRGB, D65)
     expected = np.degrees(np.arctan2(60.6 - 50, 44.6))
-    assert data.skin_tone(tan, np.zeros((1, 4, 4), np.uint8)) == pytest.approx([expected], abs=1)
+    assert dataset.skin_tone(tan, np.zeros((1, 4, 4), np.uint8)) == pytest.approx([expected], abs=1)
 
 
 def test_resized_averages_areas():
     image = np.zeros((1, 4, 4, 3), np.uint8)
     image[0, :, 2:] = 100
     mask = np.array([[[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]], np.uint8)
-    small, shapes = data.resized(image, mask, 2)
+    small, shapes = dataset.resized(image, mask, 2)
     assert small[0, :, :, 0].tolist() == [[0, 100], [0, 100]]
     assert shapes[0].tolist() == [[1, 0], [0, 0]]  # one quarter is no lesion

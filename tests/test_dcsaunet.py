@@ -5,8 +5,8 @@ import pytest
 import torch
 from reference_weights import reference
 
-from lesionlib.dcsaunet import DCSAUNet, load_reference_state_dict
-from lesionlib.errors import InputError
+from lesionlib.engine.errors import InputError
+from lesionlib.segmentation.dcsaunet import DCSAUNet, load_reference_state_dict
 
 
 @pytest.fixture(autouse=True)

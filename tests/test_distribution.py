@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from lesionlib import distribution, phantom
-from lesionlib.errors import InputError
+from lesionlib.data import duplicates, phantom
+from lesionlib.engine.errors import InputError
+from lesionlib.evaluation import distribution
 
 
 def normal(n, d=16, mean=0.0, seed=0):
@@ -14,8 +15,10 @@ def normal(n, d=16, mean=0.0, seed=0):
 
 
 def test_kid_of_one_distribution_is_zero_whatever_n_and_grows_when_one_side_moves():
-    means = [distribution.kid(normal(n, seed=1), normal(n, seed=2), 50, n // 2)[0]
-             for n in (100, 400, 1000)]
+    means = [
+        distribution.kid(normal(n, seed=1), normal(n, seed=2), 50, n // 2)[0]
+        for n in (100, 400, 1000)
+    ]
     spread = distribution.kid(normal(400, seed=1), normal(400, seed=2), 50, 200)[1]
     assert all(abs(mean) < 3 * spread for mean in means)
     near, far = (distribution.kid(normal(300), normal(300, mean=m, seed=1))[0] for m in (0.2, 0.6))
@@ -23,8 +26,9 @@ def test_kid_of_one_distribution_is_zero_whatever_n_and_grows_when_one_side_move
 
 
 def test_kid_is_unbiased():
-    values = [distribution.mmd(normal(20, seed=2 * i), normal(20, seed=2 * i + 1))
-              for i in range(600)]
+    values = [
+        distribution.mmd(normal(20, seed=2 * i), normal(20, seed=2 * i + 1)) for i in range(600)
+    ]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(600)
 
 
@@ -67,7 +71,7 @@ def test_planted_copies_are_flagged_and_no_others(pictures):
     made[4] = real[7][:, ::-1]
     _, code = cv2.imencode(".jpg", np.ascontiguousarray(real[9]), [cv2.IMWRITE_JPEG_QUALITY, 60])
     made[8] = cv2.imdecode(code, cv2.IMREAD_COLOR)
-    found = distribution.copies(real, made)
+    found = duplicates.copies(real, made)
     assert sorted(zip(found["made"], found["real"], strict=True)) == [(2, 5), (4, 7), (8, 9)]
 
 
@@ -102,8 +106,9 @@ def test_half_the_images_show_how_much_of_a_fid_is_a_matter_of_n():
     assert found["fid_half"] > 1.5 * found["fid"] > 0
 
 
-def test_inception_is_used_where_its_weights_are_and_its_absence_is_one_clear_error(tmp_path,
-                                                                                  monkeypatch):
+def test_inception_is_used_where_its_weights_are_and_its_absence_is_one_clear_error(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(InputError, match="or set features to domain"):
         distribution.extractor("inception", tmp_path)

@@ -5,9 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import data, elsewhere, judge, masks, phantom, synthetic
-from lesionlib.errors import InputError
-from lesionlib.files import write_csv, write_json
+from lesionlib.data import dataset, external_tests, phantom
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import write_csv, write_json
+from lesionlib.generators import external_generators, sets
+from lesionlib.masks import recipe
+from lesionlib.segmentation import reference
 
 SIZE = 64
 
@@ -17,8 +20,10 @@ def pictures(tmp_path_factory):
     """Folders of 30 procedural images and their masks."""
     folder = tmp_path_factory.mktemp("phantoms")
     phantom.write_dataset(folder, 30, SIZE, workers=1)
-    return (sorted((folder / "ISIC2018_Task1-2_Training_Input").glob("*.jpg")),
-            sorted((folder / "ISIC2018_Task1_Training_GroundTruth").glob("*.png")))
+    return (
+        sorted((folder / "ISIC2018_Task1-2_Training_Input").glob("*.jpg")),
+        sorted((folder / "ISIC2018_Task1_Training_GroundTruth").glob("*.png")),
+    )
 
 
 @pytest.fixture
@@ -32,8 +37,10 @@ def run(tmp_path, pictures, monkeypatch):
     write_csv(folder / "index.csv", pd.DataFrame({"id": names, "split": parts}))
     np.save(folder / "images.npy", images)
     np.save(folder / "masks.npy", shapes)
-    write_json(folder / "index.csv.json", {"data": data.fingerprint(folder)})
-    monkeypatch.setattr(judge, "load", lambda run: lambda images, masks: np.full(len(images), 0.5))
+    write_json(folder / "index.csv.json", {"data": dataset.fingerprint(folder)})
+    monkeypatch.setattr(
+        reference, "load", lambda run: lambda images, masks: np.full(len(images), 0.5)
+    )
     return tmp_path / "run"
 
 
@@ -50,11 +57,11 @@ def somebody(where, pictures, rows, shapes=None):
 
 def test_pairs_of_somebody_become_a_synthetic_set(run, pictures, tmp_path):
     where = somebody(tmp_path / "gan", pictures, range(22, 28))
-    elsewhere.read_synthetic(run, "gan", where, fit="squash")
-    (images, shapes, fidelity), facts, _ = synthetic.with_facts(run, "gan")
+    external_generators.read(run, "gan", where, fit="squash")
+    (images, shapes, fidelity), facts, _ = sets.with_facts(run, "gan")
     assert images.shape == (6, SIZE, SIZE, 3) and shapes.shape == (6, SIZE, SIZE)
     assert set(fidelity) == {0.5}
-    assert facts["trained_on"] is None and facts["data"] == data.load(run).fingerprint
+    assert facts["trained_on"] is None and facts["data"] == dataset.load(run).fingerprint
     assert not (run / "generated" / "gan").exists()
 
 
@@ -63,64 +70,69 @@ def test_images_for_s_test_are_taken_by_name_and_training_ids_are_kept(run, pict
     (where / "trained_on.csv").write_text("id\nISIC_1\nISIC_2\n")
     (where / "generated").mkdir()
     for k, path in enumerate(pictures[0][16:20]):
-        cv2.imwrite(str(where / "generated" / f"{path.stem}.png"), np.add.outer(
-            np.full((90, 1), 40 * k), np.arange(3 * 90).reshape(90, 3) % 60).reshape(90, 90, 3))
-    elsewhere.read_synthetic(run, "gan", where, fit="squash")
-    made, shapes, _ = synthetic.load(run / "generated" / "gan", "x")
-    study = data.load(run)
+        cv2.imwrite(
+            str(where / "generated" / f"{path.stem}.png"),
+            np.add.outer(np.full((90, 1), 40 * k), np.arange(3 * 90).reshape(90, 3) % 60).reshape(
+                90, 90, 3
+            ),
+        )
+    external_generators.read(run, "gan", where, fit="squash")
+    made, shapes, _ = sets.load(run / "generated" / "gan", "x")
+    study = dataset.load(run)
     np.testing.assert_array_equal(shapes, study.part("S-test").masks)
     assert np.diff(made.mean((1, 2, 3))).round().tolist() == [40, 40, 40]
-    assert synthetic.with_facts(run, "gan")[1]["trained_on"] == ["ISIC_1", "ISIC_2"]
+    assert sets.with_facts(run, "gan")[1]["trained_on"] == ["ISIC_1", "ISIC_2"]
     next((where / "generated").iterdir()).unlink()
     with pytest.raises(InputError, match="1 of the 4 masks of S-test have no image"):
-        elsewhere.read_synthetic(run, "gan", where, fit="squash")
+        external_generators.read(run, "gan", where, fit="squash")
 
 
 @pytest.mark.parametrize("row, stopped", [(17, True), (13, True), (9, True), (2, False)])
 def test_a_picture_of_s_among_them_stops_the_run(run, pictures, tmp_path, row, stopped):
     where = somebody(tmp_path / "gan", pictures, [22, row, 24])
     if not stopped:
-        return elsewhere.read_synthetic(run, "gan", where, fit="squash")
+        return external_generators.read(run, "gan", where, fit="squash")
     with pytest.raises(InputError, match=r"1\.jpg: it shows a picture of S. Remedy"):
-        elsewhere.read_synthetic(run, "gan", where, fit="squash")
+        external_generators.read(run, "gan", where, fit="squash")
 
 
 def test_a_test_set_is_read_without_what_the_study_knows(run, pictures, tmp_path, capsys):
     where = somebody(tmp_path / "clinic", pictures, [22, 3, 24, 25])
-    study, how = data.load(run), {"fit": "squash"}
-    assert elsewhere.read_test_set(run, "clinic", where, study, **how) == 3
+    study, how = dataset.load(run), {"fit": "squash"}
+    assert external_tests.read(run, "clinic", where, study, **how) == 3
     assert "1 of 4 pictures are in the study itself, 1 among them" in capsys.readouterr().out
-    images, whole, ids = elsewhere.load_test_set(run, "clinic")
+    images, whole, ids = external_tests.load(run, "clinic")
     assert list(ids) == ["0", "2", "3"] and len(images) == len(whole) == 3
     assert all(mask.shape == (SIZE, SIZE) and set(np.unique(mask)) == {0, 1} for mask in whole)
     known = somebody(tmp_path / "known", pictures, [3, 5])
     with pytest.raises(InputError, match="all of its pictures are in the study"):
-        elsewhere.read_test_set(run, "known", known, study, **how)
+        external_tests.read(run, "known", known, study, **how)
 
 
 def test_masks_keep_their_own_resolution(run, pictures, tmp_path):
     where = somebody(tmp_path / "clinic", pictures, [22])
-    large = cv2.resize(cv2.imread(str(pictures[1][22]), 0), (150, 150),
-                       interpolation=cv2.INTER_NEAREST)
+    large = cv2.resize(
+        cv2.imread(str(pictures[1][22]), 0), (150, 150), interpolation=cv2.INTER_NEAREST
+    )
     cv2.imwrite(str(where / "masks" / "0.png"), large)
     picture = cv2.resize(cv2.imread(str(pictures[0][22])), (150, 150))
     cv2.imwrite(str(where / "images" / "0.jpg"), picture)
-    elsewhere.read_test_set(run, "one", where, data.load(run), fit="squash")
-    images, whole, _ = elsewhere.load_test_set(run, "one")
+    external_tests.read(run, "one", where, dataset.load(run), fit="squash")
+    images, whole, _ = external_tests.load(run, "one")
     assert images.shape == (1, SIZE, SIZE, 3) and whole[0].shape == (150, 150)
     np.testing.assert_array_equal(whole[0], large > 128)
 
 
 def test_folders_with_nothing_usable_are_one_clear_error(run, tmp_path):
     with pytest.raises(InputError, match="images: the folder does not exist"):
-        elsewhere.read_synthetic(run, "gan", tmp_path / "nowhere", fit="squash")
+        external_generators.read(run, "gan", tmp_path / "nowhere", fit="squash")
 
 
 def test_examples_are_one_from_each_quarter_of_areas_and_the_same_for_a_seed():
-    shapes = masks.random_masks(41, 32, seed=2)
-    rows = data.examples(shapes, 4, seed=5)
+    shapes = recipe.random_masks(41, 32, seed=2)
+    rows = dataset.examples(shapes, 4, seed=5)
     areas = shapes.mean((1, 2))
     bounds = np.sort(areas)[[10, 20, 30]]
     assert np.digitize(areas[rows], bounds, right=True).tolist() == [0, 1, 2, 3]
-    np.testing.assert_array_equal(rows, data.examples(shapes, 4, seed=5))
-    assert any((rows != data.examples(shapes, 4, seed=s)).any() for s in (1, 2, 3))
+    np.testing.assert_array_equal(rows, dataset.examples(shapes, 4, seed=5))
+    assert any((rows != dataset.examples(shapes, 4, seed=s)).any() for s in (1, 2, 3))

@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lesionlib import catalogue, fetch
-from lesionlib.errors import InputError
-from lesionlib.fetch import Source
-from lesionlib.prompts import ATTRIBUTES
+from lesionlib.data import catalogue, download
+from lesionlib.data.download import Source
+from lesionlib.data.prompts import ATTRIBUTES
+from lesionlib.engine.errors import InputError
 
 NOISE = np.random.default_rng(0).bytes(9000)  # three images of 3000 bytes: no zip makes it smaller
 TABLE = b"image_id,melanoma\na,0\nb,1\n"
@@ -74,7 +74,7 @@ class Server(ThreadingHTTPServer):
 def server(monkeypatch):
     """A server with `files`, `script` and `requests`; its address is `url`."""
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(fetch, "BLOCK", 1000)
+    monkeypatch.setattr(download, "BLOCK", 1000)
     server = Server(("127.0.0.1", 0), Handler)
     server.files, server.script, server.requests = {}, [], []
     server.url = f"http://127.0.0.1:{server.server_port}/"
@@ -104,7 +104,7 @@ def images(content=None, **more) -> Source:
 
 def get(server, folder, *sources, **options):
     """`fetch` from the test's server, without waiting between attempts."""
-    return fetch.fetch(folder, sources, server.url, **{"tries": 3, "wait": 0, **options})
+    return download.fetch(folder, sources, server.url, **{"tries": 3, "wait": 0, **options})
 
 
 def fails(server, folder, source, *words, **options) -> str:
@@ -132,7 +132,7 @@ def test_zips_become_folders_tables_stay_and_a_second_run_downloads_nothing(serv
     sources = images(body), ROWS
     assert get(server, tmp_path, *sources) == {"images": "fetched", "labels": "fetched"}
     assert left(tmp_path) == {"images", "labels.csv", "manifest.json"}
-    names = {"ISIC_0.jpg", "ISIC_1.jpg", "ISIC_2.jpg", "LICENSE.txt", fetch.RECORD}
+    names = {"ISIC_0.jpg", "ISIC_1.jpg", "ISIC_2.jpg", "LICENSE.txt", download.RECORD}
     assert left(tmp_path / "images") == names
     assert (tmp_path / "images" / "ISIC_1.jpg").read_bytes() == NOISE[3000:6000]
     assert (tmp_path / "labels.csv").read_bytes() == TABLE
@@ -233,7 +233,7 @@ def test_a_cut_connection_goes_on_and_only_the_missing_bytes_are_sent(server, tm
 
 
 def test_a_silent_connection_is_given_up_and_goes_on(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.files["/2018/images.zip"] = body = packed()
     server.script = [{"cut": 4500, "stall": 1}]
     get(server, tmp_path, images(body))
@@ -251,7 +251,7 @@ def test_another_run_goes_on_where_the_first_was_interrupted(server, tmp_path):
     server.files["/2018/images.zip"] = body = packed()
     server.script = [{"cut": 4500}]
     message = fails(server, tmp_path, images(body), "in a browser", tries=1)
-    assert server.url + "2018/images.zip" in message and fetch.MIRROR in message
+    assert server.url + "2018/images.zip" in message and download.MIRROR in message
     assert left(tmp_path) == {"images.zip.part", "images.zip.part.json"}
     get(server, tmp_path, images(body))
     assert server.requests[1] == {"range": "bytes=4000-", "sent": len(body) - 4000}
@@ -296,7 +296,7 @@ def test_a_part_from_another_mirror_is_not_continued(server, tmp_path):
     server.files["/2018/images.zip"] = server.files["/old/2018/images.zip"] = body = packed()
     server.script = [{"cut": 4500}]
     fails(server, tmp_path, images(body), tries=1)
-    fetch.fetch(tmp_path, [images(body)], server.url + "old", wait=0)
+    download.fetch(tmp_path, [images(body)], server.url + "old", wait=0)
     assert [r["range"] for r in server.requests] == [None, None]
 
 
@@ -304,8 +304,8 @@ def test_interrupting_says_that_it_goes_on(monkeypatch, tmp_path, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetch.requests, "get", interrupted)
-    assert fetch.main([str(tmp_path)]) == 130
+    monkeypatch.setattr(download.requests, "get", interrupted)
+    assert download.main([str(tmp_path)]) == 130
     assert "run this again" in capsys.readouterr().err
 
 
@@ -370,7 +370,7 @@ def test_server_errors_are_repeated_then_reported(server, tmp_path):
 
 def test_pauses_grow(server, tmp_path, monkeypatch):
     pauses = []
-    monkeypatch.setattr(fetch.time, "sleep", pauses.append)
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
     server.script = [{"status": 500}] * 4
     fails(server, tmp_path, images(), tries=4, wait=0.5)
     assert pauses == [0.5, 1, 2]
@@ -394,7 +394,7 @@ def test_no_network_is_one_clear_error(server, tmp_path):
 
 def test_an_address_that_is_none_is_named(tmp_path):
     with pytest.raises(InputError, match="no web address.*correct --base-url"):
-        fetch.fetch(tmp_path, [ROWS], "nowhere", tries=1)
+        download.fetch(tmp_path, [ROWS], "nowhere", tries=1)
 
 
 # --- pins -----------------------------------------------------------------------------------
@@ -505,7 +505,7 @@ def test_an_unpacking_that_was_killed_is_done_anew(server, tmp_path):
 def free(monkeypatch, number):
     """Let the disk have `number` free bytes."""
     usage = shutil.disk_usage("/")._replace(free=number)
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
 
 
 def test_the_disk_must_hold_the_zip_and_what_is_in_it(server, tmp_path, monkeypatch):
@@ -554,7 +554,7 @@ def full_after(monkeypatch, number, suffix):
         file.write = limited
         return file
 
-    monkeypatch.setattr(fetch, "open", opened, raising=False)
+    monkeypatch.setattr(download, "open", opened, raising=False)
 
 
 @pytest.mark.parametrize("suffix", [".part", ".jpg"])
@@ -580,7 +580,7 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
 
 def test_two_fetches_do_not_write_to_one_folder(server, tmp_path):
     with open(tmp_path / ".fetch.lock", "a") as lock:
-        fetch.fcntl.flock(lock, fetch.fcntl.LOCK_EX)
+        download.fcntl.flock(lock, download.fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another fetch"):
             get(server, tmp_path, ROWS)
     server.files["/2017/labels.csv"] = TABLE
@@ -619,20 +619,20 @@ FLAGS = {
 
 def test_attributes_are_read_once_from_the_masks(tmp_path, monkeypatch):
     attribute_masks(tmp_path, FLAGS)
-    flags = fetch.attribute_flags(tmp_path)
+    flags = download.attribute_flags(tmp_path)
     assert list(flags.columns) == ["id", *ATTRIBUTES] and flags["id"].is_monotonic_increasing
     assert {row[0]: list(row[1:]) for row in flags.itertuples(index=False)} == FLAGS
-    monkeypatch.setattr(fetch, "visible", None)  # would fail if a mask were read again
-    assert fetch.attribute_flags(tmp_path).equals(flags)
+    monkeypatch.setattr(download, "visible", None)  # would fail if a mask were read again
+    assert download.attribute_flags(tmp_path).equals(flags)
     shutil.rmtree(tmp_path / "ISIC2018_Task2_Training_GroundTruth_v3")
-    assert fetch.attribute_flags(tmp_path).equals(flags)
+    assert download.attribute_flags(tmp_path).equals(flags)
 
 
 def test_attributes_are_read_again_for_other_masks(tmp_path):
     attribute_masks(tmp_path, FLAGS)
-    fetch.attribute_flags(tmp_path)
+    download.attribute_flags(tmp_path)
     attribute_masks(tmp_path, {"ISIC_0000009": [0, 0, 0, 0, 1]})
-    assert fetch.attribute_flags(tmp_path)["globules"].tolist() == [0, 0, 1, 1]
+    assert download.attribute_flags(tmp_path)["globules"].tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "none at all"])
@@ -647,7 +647,7 @@ def test_attributes_need_every_mask(tmp_path, damage):
     else:
         shutil.rmtree(folder)
     with pytest.raises(InputError) as caught:
-        fetch.attribute_flags(tmp_path)
+        download.attribute_flags(tmp_path)
     assert caught.value.where == str(folder if damage == "none at all" else path)
     assert not (tmp_path / "ISIC2018_Task2_Training_attributes.csv").exists()
 
@@ -668,7 +668,7 @@ def test_the_study_reads_what_the_command_fetches(server, tmp_path, monkeypatch,
         mask(made / "ISIC2018_Task1-2_Training_Input" / f"{i}.jpg")
         mask(made / "ISIC2018_Task1_Training_GroundTruth" / f"{i}_segmentation.png", (3, 3))
     attribute_masks(made, FLAGS)
-    known = {source.name: source for source in fetch.SOURCES}
+    known = {source.name: source for source in download.SOURCES}
     tables = {
         "labels-2017": b"image_id,melanoma,seborrheic_keratosis\nISIC_0000000,0,0\n",
         "labels-2019": b"image,MEL,NV,BKL\nISIC_0000001,1,0,0\nISIC_0000003_downsampled,0,0,1",
@@ -686,8 +686,8 @@ def test_the_study_reads_what_the_command_fetches(server, tmp_path, monkeypatch,
     for source in sources:
         body = tables.get(source.name)
         server.files["/m/" + source.path] = body or zipped(made / source.file.removesuffix(".zip"))
-    monkeypatch.setattr(fetch, "SOURCES", sources)
-    assert fetch.main([str(tmp_path / "isic"), "--base-url", server.url + "m/"]) == 0
+    monkeypatch.setattr(download, "SOURCES", sources)
+    assert download.main([str(tmp_path / "isic"), "--base-url", server.url + "m/"]) == 0
     printed = capsys.readouterr().out
     assert "CC BY-NC" in printed and "[6/6] ISIC2018_Task2_Training_GroundTruth_v3.zip" in printed
     table = catalogue.read_isic(tmp_path / "isic").table.set_index("id")
@@ -705,20 +705,20 @@ def test_only_some_sources(server, tmp_path, capsys):
     server.files["/2017/ISIC-2017_Validation_Part3_GroundTruth.csv"] = (
         b"image_id,m\n" + b"a,0\n" * 150
     )
-    assert fetch.main([str(tmp_path), *root, "--only", "labels-2017-val"]) == 0
+    assert download.main([str(tmp_path), *root, "--only", "labels-2017-val"]) == 0
     assert left(tmp_path) == {"ISIC-2017_Validation_Part3_GroundTruth.csv", "manifest.json"}
-    assert fetch.main([str(tmp_path), *root, "--only", "train-masks"]) == 2
+    assert download.main([str(tmp_path), *root, "--only", "train-masks"]) == 2
     assert "404" in capsys.readouterr().err
-    assert fetch.main([str(tmp_path), *root, "--only", "masks"]) == 2
+    assert download.main([str(tmp_path), *root, "--only", "masks"]) == 2
     assert "train-masks" in capsys.readouterr().err
 
 
 def test_the_list_names_every_file_once_and_fetches_nothing(tmp_path, capsys):
-    assert fetch.main([str(tmp_path / "none"), "--list", "--base-url", fetch.MIRROR]) == 0
+    assert download.main([str(tmp_path / "none"), "--list", "--base-url", download.MIRROR]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(fetch.SOURCES) and not (tmp_path / "none").exists()
+    assert len(lines) == len(download.SOURCES) and not (tmp_path / "none").exists()
     assert sum("challenges/2018/ISIC2018_Task1-2_Training_Input.zip" in x for x in lines) == 1
     for attribute in ("name", "file"):
-        assert len({getattr(source, attribute) for source in fetch.SOURCES}) == len(lines)
-    sums = [source.sha256 for source in fetch.SOURCES if "Task1" in source.path]
+        assert len({getattr(source, attribute) for source in download.SOURCES}) == len(lines)
+    sums = [source.sha256 for source in download.SOURCES if "Task1" in source.path]
     assert len(sums) == 6 and all(len(bytes.fromhex(value)) == 32 for value in sums)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from lesionlib import files, provenance, training
-from lesionlib.errors import InputError
+from lesionlib.engine import files, provenance, training
+from lesionlib.engine.errors import InputError
 
 HOLDER = """
 import subprocess, sys, time
-from lesionlib.files import aside, held
-with held(sys.argv[1]) as hold, aside(sys.argv[1] + "/tables/table.csv") as half:
+from lesionlib.engine.files import atomic_write, held
+with run_lock(sys.argv[1]) as hold, atomic_write(sys.argv[1] + "/tables/table.csv") as half:
     half.write_text("a,b")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
                              pass_fds=[hold])
@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path
 
 
 def test_a_damaged_json_file_is_named(tmp_path):
-    for damaged in (b'{"a": 1', b'\xff\xfe', b""):
+    for damaged in (b'{"a": 1', b"\xff\xfe", b""):
         (tmp_path / "a.json").write_bytes(damaged)
         with pytest.raises(InputError, match="a.json: it was cut short or changed. Remedy: delete"):
             files.read_json(tmp_path / "a.json", {})
@@ -67,23 +67,24 @@ def test_an_artefact_that_is_not_what_was_recorded_is_refused_or_made_anew(tmp_p
 
 
 def test_a_folder_is_held_until_its_holders_last_process_is_dead_and_tidied_then(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)],
-                              stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     child = int(holder.stdout.readline())
     with pytest.raises(InputError, match=f"process {holder.pid} on .*, since .*--name"):
-        with files.held(tmp_path):
+        with files.run_lock(tmp_path):
             pass
     holder.kill()
     holder.wait()
     for kept in ("table.csv", ".v1.2.csv.away", ".ipynb_checkpoints"):
         (tmp_path / "tables" / kept).write_text("")
     assert list((tmp_path / "tables").glob(f".table.{holder.pid}.csv"))
-    with pytest.raises(InputError, match=f"process {holder.pid} "), files.held(tmp_path):
+    with pytest.raises(InputError, match=f"process {holder.pid} "), files.run_lock(tmp_path):
         pass  # what it started still runs
     subprocess.run(["kill", "-9", str(child)], check=True)
     for _ in range(100):
         try:
-            with files.held(tmp_path):
+            with files.run_lock(tmp_path):
                 names = {path.name for path in (tmp_path / "tables").iterdir()}
                 assert names == {"table.csv", ".v1.2.csv.away", ".ipynb_checkpoints"}
                 return

@@ -2,21 +2,35 @@
 
 import pytest
 
-from lesionlib import config, masks
-from lesionlib.grid import ARMS, MODES, Cell, control_sets, grid, jobs, of_settings, source
+from lesionlib.engine import settings as config
+from lesionlib.masks import recipe
+from lesionlib.segmentation.grid import (
+    ARMS,
+    MODES,
+    Cell,
+    control_sets,
+    grid,
+    jobs,
+    planned_cells,
+    source,
+)
 
 
 def cells_of(arms=("table",), networks=("unet", "dcsaunet"), seeds=(0, 1, 2), amounts=(1, 2, 3)):
-    return grid(networks, ["unet"], ["controlnet", "pix2pixhd"], amounts, seeds, arms, [10, 50],
-                "paper")
+    return grid(
+        networks, ["unet"], ["controlnet", "pix2pixhd"], amounts, seeds, arms, [10, 50], "paper"
+    )
 
 
 def test_the_papers_table_is_complete_and_in_order():
     cells = cells_of(amounts=(100, 300, 500))
     assert len(cells) == len(set(cells)) == 2 * (1 + 2 * 3) * 3 == 42
     assert [cell.id for cell in cells[:4]] == [
-        "unet-real-0-share100-epochs-seed0", "unet-real-0-share100-epochs-seed1",
-        "unet-real-0-share100-epochs-seed2", "unet-controlnet-100-share100-epochs-seed0"]
+        "unet-real-0-share100-epochs-seed0",
+        "unet-real-0-share100-epochs-seed1",
+        "unet-real-0-share100-epochs-seed2",
+        "unet-controlnet-100-share100-epochs-seed0",
+    ]
     assert cells[20].id == "unet-pix2pixhd-500-share100-epochs-seed2"
     assert cells[21].id == "dcsaunet-real-0-share100-epochs-seed0"
 
@@ -29,14 +43,20 @@ def test_every_arm_adds_what_it_says_with_equal_steps_and_for_the_networks_of_co
     assert {cell.schedule for arm in added.values() for cell in arm} == {"steps"}
     named = {arm: {(c.method, c.amount, c.share) for c in some} for arm, some in added.items()}
     assert named == {
-        "table": set(), "steps": set(), "classical": {("classical", 0, 100)},
+        "table": set(),
+        "steps": set(),
+        "classical": {("classical", 0, 100)},
         "synthetic_only": {("controlnet", 3, 0), ("pix2pixhd", 3, 0)},
         "masks": {("controlnet_real", 1, 100), ("controlnet_fitted", 1, 100)},
         "prompts": {("controlnet_empty", 1, 100)},
         "filtered": {("controlnet_best", 1, 100), ("pix2pixhd_best", 1, 100)},
         "base": {("base", 1, 100)},
-        "low_data": {(m, a, share) for share in (10, 50)
-                     for m, a in (("real", 0), ("controlnet", 1), ("pix2pixhd", 1))}}
+        "low_data": {
+            (m, a, share)
+            for share in (10, 50)
+            for m, a in (("real", 0), ("controlnet", 1), ("pix2pixhd", 1))
+        },
+    }
 
 
 def test_controls_follow_the_papers_schedule_if_there_is_no_other():
@@ -44,26 +64,39 @@ def test_controls_follow_the_papers_schedule_if_there_is_no_other():
 
 
 def test_sets_for_controls_are_those_of_the_other_mask_modes():
-    assert MODES == masks.MODES
+    assert MODES == recipe.MODES
     assert control_sets(["masks"], "fitted") == ["controlnet_paper", "controlnet_real"]
     assert control_sets(["table", "base", "prompts"], "paper") == ["controlnet_empty", "base"]
     assert [source(m) for m in ("real", "classical", "base", "pix2pixhd_best", "gan")] == [
-        "", "", "base", "pix2pixhd", "gan"]
+        "",
+        "",
+        "base",
+        "pix2pixhd",
+        "gan",
+    ]
 
 
 def test_a_generator_from_elsewhere_is_one_more_method_in_every_arm():
     settings = config.load("smoke", {"others": {"gan": "/x"}})
-    own = [cell for cell in of_settings(settings) if source(cell.method) == "gan"]
+    own = [cell for cell in planned_cells(settings) if source(cell.method) == "gan"]
     assert {(c.method, c.share > 0) for c in own} == {
-        ("gan", True), ("gan", False), ("gan_best", True)}
-    assert len(of_settings(settings)) - len(own) == len(of_settings(config.load("smoke")))
+        ("gan", True),
+        ("gan", False),
+        ("gan_best", True),
+    }
+    assert len(planned_cells(settings)) - len(own) == len(planned_cells(config.load("smoke")))
 
 
 def test_jobs_share_the_grid_evenly_and_wait_for_one_generator_only():
     cells = cells_of()
     shares = jobs(cells, 9)
     assert [(needed, len(names)) for needed, names in shares] == [
-        ([], 6), (["controlnet"], 9), (["controlnet"], 9), (["pix2pixhd"], 9), (["pix2pixhd"], 9)]
+        ([], 6),
+        (["controlnet"], 9),
+        (["controlnet"], 9),
+        (["pix2pixhd"], 9),
+        (["pix2pixhd"], 9),
+    ]
     assert sorted(n for _, names in shares for n in names) == sorted(cell.id for cell in cells)
     whole = cells_of(ARMS)
     for needed, names in jobs(whole, 14):

@@ -9,14 +9,32 @@ import subprocess
 import pandas as pd
 import pytest
 
-from lesionlib.files import ROOT, read_json
+from lesionlib.engine.files import ROOT, read_json
 
 NAME = "test-isic-gpu"
-SHORT = ["source=phantom", "phantoms=60", "phantom_size=128", "mask_samples=20",
-         "synthetic_amounts=[2,4,6]", "base_steps=1", "controlnet_steps=1", "pix2pixhd_steps=1",
-         "recogniser_steps=1", "judge_epochs=1", "epochs=1", "seeds=[0]", "arms=[table]",
-         "ddim_steps=1", "prompt_samples=1", "diversity_samples=2", "watch_samples=2",
-         "base_batch=4", "controlnet_batch=4", "sample_batch=4", "pix2pixhd_batch=2"]
+SHORT = [
+    "source=phantom",
+    "phantoms=60",
+    "phantom_size=128",
+    "mask_samples=20",
+    "synthetic_amounts=[2,4,6]",
+    "base_steps=1",
+    "controlnet_steps=1",
+    "pix2pixhd_steps=1",
+    "classifier_steps=1",
+    "reference_epochs=1",
+    "epochs=1",
+    "seeds=[0]",
+    "arms=[table]",
+    "ddim_steps=1",
+    "prompt_samples=1",
+    "diversity_samples=2",
+    "validation_samples=2",
+    "base_batch=4",
+    "controlnet_batch=4",
+    "sample_batch=4",
+    "pix2pixhd_batch=2",
+]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_base import PROMPTS, SIZES, pairs
 
-from lesionlib import base, latents
+from lesionlib.generators import base, latents
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def pipe(tmp_path_factory):
 
 def test_latents_are_those_of_the_images_and_their_flips(pipe, tmp_path):
     images = pairs()[0]
-    z = latents.of_images(pipe, images, tmp_path, batch=7)
+    z = latents.encode_images(pipe, images, tmp_path, batch=7)
     assert isinstance(z, np.memmap) and z.shape == (4, 24, 8, 8, 8)
     flips = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]]
     for own, flipped in zip(z, flips, strict=True):
@@ -27,26 +27,26 @@ def test_latents_are_those_of_the_images_and_their_flips(pipe, tmp_path):
 def test_they_are_computed_once_and_again_for_other_images_or_weights(pipe, tmp_path, monkeypatch):
     images, calls, encode = pairs()[0], [], base.encode
     monkeypatch.setattr(latents, "encode", lambda *a: calls.append(1) or encode(*a))
-    first = np.array(latents.of_images(pipe, images, tmp_path))
+    first = np.array(latents.encode_images(pipe, images, tmp_path))
     before, calls[:] = len(calls), []
-    again = latents.of_images(pipe, images, tmp_path)
+    again = latents.encode_images(pipe, images, tmp_path)
     assert len(calls) == 1 < before and np.array_equal(first, again)  # one image, for the shape
-    latents.of_images(pipe, images[::-1], tmp_path)
+    latents.encode_images(pipe, images[::-1], tmp_path)
     assert len(calls) == 1 + before
     calls.clear()
     other = base.new(images, PROMPTS, tmp_path, **dict(SIZES, whitening=0.9))
-    assert not np.array_equal(latents.of_images(other, images, tmp_path), first)
+    assert not np.array_equal(latents.encode_images(other, images, tmp_path), first)
     assert len(calls) == before and len(list(tmp_path.glob("latents-*.npy"))) == 3
 
 
 def test_latents_that_were_damaged_are_named_and_made_anew(pipe, tmp_path, capsys):
     images = pairs()[0]
-    first = np.array(latents.of_images(pipe, images, tmp_path))
+    first = np.array(latents.encode_images(pipe, images, tmp_path))
     path = next(tmp_path.glob("latents-*.npy"))
     whole = path.read_bytes()
     for damaged in (whole[:-100], whole[:-9] + b"x" + whole[-8:]):
         path.write_bytes(damaged)
-        assert np.array_equal(latents.of_images(pipe, images, tmp_path), first)
+        assert np.array_equal(latents.encode_images(pipe, images, tmp_path), first)
         assert f"WARNING: {path}: it was cut short or changed" in capsys.readouterr().out
 
 
@@ -61,15 +61,15 @@ def test_an_interrupted_encoding_leaves_nothing_under_the_final_name(pipe, tmp_p
 
     monkeypatch.setattr(latents, "encode", dies)
     with pytest.raises(KeyboardInterrupt):
-        latents.of_images(pipe, pairs()[0], tmp_path, batch=4)
+        latents.encode_images(pipe, pairs()[0], tmp_path, batch=4)
     assert not list(tmp_path.iterdir())
 
 
 @torch.no_grad()
 def test_embeddings_are_kept_once_per_distinct_prompt(pipe, tmp_path):
     said = [PROMPTS[1], "", PROMPTS[0], PROMPTS[1]]
-    kept, rows = latents.of_prompts(pipe, said, tmp_path)
-    plain, same_rows = latents.of_prompts(pipe, said)
+    kept, rows = latents.encode_prompts(pipe, said, tmp_path)
+    plain, same_rows = latents.encode_prompts(pipe, said)
     assert kept.shape == (3, 77, 16) and torch.equal(rows, same_rows)
     for prompt, row in zip(said, rows, strict=True):
         words = pipe.text_encoder(base.token_ids(pipe, [prompt]))[0][0]

@@ -4,28 +4,35 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import leakage, masks
-from lesionlib.data import Study
-from lesionlib.errors import InputError
+from lesionlib.data.dataset import Study
+from lesionlib.engine.errors import InputError
+from lesionlib.evaluation import leakage
+from lesionlib.masks import recipe
 
 PARTS = ["G", "S-train", "S-val", "S-test"]
 
 
 def study(size=48):
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"id": [f"i{k}" for k in range(16)], "split": PARTS * 4,
-                          "group": np.arange(16) % 16})
+    table = pd.DataFrame(
+        {"id": [f"i{k}" for k in range(16)], "split": PARTS * 4, "group": np.arange(16) % 16}
+    )
     images = rng.integers(0, 255, (16, size, size, 3), np.uint8)
-    return Study(images, masks.random_masks(16, size, seed=1, mode="paper"), table, "print")
+    return Study(images, recipe.random_masks(16, size, seed=1, mode="paper"), table, "print")
 
 
 def test_a_sound_split_passes():
     leakage.parts(study(), "grouped")
 
 
-@pytest.mark.parametrize("how, said", [
-    ("id", "one id lies in several parts"), ("picture", "one picture lies in several parts"),
-    ("group", "one group of one lesion or picture lies in several parts")])
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("id", "one id lies in several parts"),
+        ("picture", "one picture lies in several parts"),
+        ("group", "one group of one lesion or picture lies in several parts"),
+    ],
+)
 def test_a_wrong_split_is_noticed(how, said):
     wrong = study()
     if how == "id":
@@ -41,7 +48,7 @@ def test_a_wrong_split_is_noticed(how, said):
 
 
 def synthetic_masks(n=30):
-    return masks.random_masks(n, 48, seed=9, mode="paper")
+    return recipe.random_masks(n, 48, seed=9, mode="paper")
 
 
 def check(facts=None, some=None):
@@ -65,9 +72,19 @@ def test_a_set_of_another_split_stops_the_run():
 
 
 @pytest.mark.parametrize("row", [2, 3])
-@pytest.mark.parametrize("move", [
-    lambda m: m, lambda m: m[::-1], lambda m: m[:, ::-1], lambda m: m.T, lambda m: np.rot90(m),
-    lambda m: np.rot90(m, 2), lambda m: np.rot90(m, 3), lambda m: np.rot90(m).T])
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda m: m,
+        lambda m: m[::-1],
+        lambda m: m[:, ::-1],
+        lambda m: m.T,
+        lambda m: np.rot90(m),
+        lambda m: np.rot90(m, 2),
+        lambda m: np.rot90(m, 3),
+        lambda m: np.rot90(m).T,
+    ],
+)
 def test_a_mask_of_s_val_or_s_test_in_any_position_stops_the_run(row, move):
     some = synthetic_masks()
     some[17] = move(study().masks[row])

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from lesionlib import masks
-from lesionlib.errors import InputError
-from lesionlib.masks import Recipe, elastic, random_masks, steps
+from lesionlib.engine.errors import InputError
+from lesionlib.masks import recipe
+from lesionlib.masks.recipe import Recipe, elastic, random_masks, steps
 
 STEPS = ["circle", "blur", "elastic", "threshold", "open and close", "region growing"]
 
@@ -45,7 +45,7 @@ def test_masks_are_one_region_of_zero_and_one(drawn, real):
         assert len({m.tobytes() for m in some}) == 40
 
 
-@pytest.mark.parametrize("mode", masks.MODES)
+@pytest.mark.parametrize("mode", recipe.MODES)
 def test_a_mask_depends_on_its_index_alone(mode, real):
     twelve = random_masks(12, 48, seed=5, mode=mode, real=real)
     assert np.array_equal(twelve[:4], random_masks(4, 48, seed=5, mode=mode, real=real))
@@ -56,7 +56,7 @@ def test_a_mask_depends_on_its_index_alone(mode, real):
     assert random_masks(0, 48, mode=mode, real=real).shape == (0, 48, 48)
 
 
-@pytest.mark.parametrize("mode", masks.MODES)
+@pytest.mark.parametrize("mode", recipe.MODES)
 def test_workers_change_nothing(mode, real):
     one = random_masks(12, 48, seed=5, mode=mode, real=real, workers=1)
     assert np.array_equal(one, random_masks(12, 48, seed=5, mode=mode, real=real, workers=5))
@@ -65,10 +65,10 @@ def test_workers_change_nothing(mode, real):
 def test_sampling_near_the_outline_is_sampling_everywhere():
     for i in range(20):
         rng = np.random.default_rng(i)
-        picture = masks.blurred(masks.circle(rng, 96, Recipe()), 2)
-        shifts = masks.drawn_displacement(rng, 96, Recipe())
+        picture = recipe.blurred(recipe.circle(rng, 96, Recipe()), 2)
+        shifts = recipe.drawn_displacement(rng, 96, Recipe())
         whole = (elastic(picture, shifts) > 0.5).astype(np.uint8)
-        assert (whole != masks.elastic_mask(picture, shifts)).sum() <= 1  # float32, float64
+        assert (whole != recipe.elastic_mask(picture, shifts)).sum() <= 1  # float32, float64
 
 
 def test_paper_mode_ignores_real_masks(drawn, real):
@@ -89,7 +89,7 @@ def test_circles_keep_the_threshold_and_the_edge():
     recipe = Recipe(min_radius=0.15)
     rng = np.random.default_rng(0)
     for _ in range(200):
-        circle = masks.circle(rng, 100, recipe)
+        circle = recipe.circle(rng, 100, recipe)
         area = circle.mean()
         assert np.pi * 0.15**2 * 0.97 < area < np.pi * 0.5**2
         height, width = np.ptp(np.argwhere(circle), axis=0) + 1
@@ -107,8 +107,15 @@ def test_without_deformation_the_mask_is_the_circle():
 
 def test_a_recipe_is_the_same_at_every_size():
     small, large = random_masks(30, 64, seed=1), random_masks(30, 192, seed=1)
-    shrunk = np.stack([cv2.resize(m.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA)
-                       for m in large]) > 0.5
+    shrunk = (
+        np.stack(
+            [
+                cv2.resize(m.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA)
+                for m in large
+            ]
+        )
+        > 0.5
+    )
     overlap = 2 * (shrunk & (small > 0)).sum((1, 2)) / (shrunk.sum((1, 2)) + small.sum((1, 2)))
     assert overlap.min() > 0.9 and overlap.mean() > 0.97
 
@@ -116,7 +123,7 @@ def test_a_recipe_is_the_same_at_every_size():
 def test_blur_is_a_fraction_of_the_size():
     for size in (64, 256):
         p = steps(size, 0, 1)
-        assert np.allclose(p["blur"], masks.blurred(p["circle"], 0.02 * size))
+        assert np.allclose(p["blur"], recipe.blurred(p["circle"], 0.02 * size))
 
 
 def test_real_mode_keeps_area_within_its_range(real):
@@ -130,27 +137,27 @@ def test_real_mode_keeps_area_within_its_range(real):
 
 
 def test_real_mode_resizes_by_the_very_factor(monkeypatch, real):
-    monkeypatch.setattr(masks, "SCALES", (1, 1))
+    monkeypatch.setattr(recipe, "SCALES", (1, 1))
     for size in (64, 128):
         some = random_masks(20, size, mode="real", real=real[5:6], recipe=Recipe(displacement=0))
         assert some.mean((1, 2)) == pytest.approx(real[5].mean(), rel=0.04)
         centres = np.array([np.argwhere(m).mean(0) + 0.5 for m in some]) / size
         home = (np.argwhere(real[5]).mean(0) + 0.5) / 64
-        assert np.abs(centres - home).max() <= masks.SHIFT + 0.005
+        assert np.abs(centres - home).max() <= recipe.SHIFT + 0.005
 
 
 def test_region_growing_finds_only_the_region_of_its_seed():
-    region = masks.grown(blob_pair())
+    region = recipe.grown(blob_pair())
     assert region.sum() == 36 and region[3:9, 3:9].all()
-    assert not masks.is_one_region({"mask": blob_pair(), "grown": region})
-    assert masks.is_one_region({"mask": region, "grown": masks.grown(region)})
+    assert not recipe.is_one_region({"mask": blob_pair(), "grown": region})
+    assert recipe.is_one_region({"mask": region, "grown": recipe.grown(region)})
     blank = np.zeros_like(region)
-    assert not masks.is_one_region({"mask": blank, "grown": masks.grown(blank)})
+    assert not recipe.is_one_region({"mask": blank, "grown": recipe.grown(blank)})
 
 
 def test_region_growing_does_not_cross_a_corner():
     corner = np.kron(np.eye(2, dtype=np.uint8), np.ones((3, 3), np.uint8))
-    assert masks.grown(corner).sum() == 9
+    assert recipe.grown(corner).sum() == 9
 
 
 def test_opening_removes_specks_and_closing_fills_notches():
@@ -158,9 +165,9 @@ def test_opening_removes_specks_and_closing_fills_notches():
     mask[10:30, 10:30] = 1
     mask[2, 2] = 1
     mask[20, 10:14] = 0
-    smooth = masks.opened_and_closed(mask, 5)
+    smooth = recipe.opened_and_closed(mask, 5)
     assert smooth[2, 2] == 0 and smooth[20, 13] == 1
-    assert np.array_equal(masks.opened_and_closed(mask, 1), mask)
+    assert np.array_equal(recipe.opened_and_closed(mask, 1), mask)
 
 
 def test_rejected_shapes_are_redrawn_and_counted(real):
@@ -168,8 +175,10 @@ def test_rejected_shapes_are_redrawn_and_counted(real):
     some, rejected = random_masks(40, 64, mode="real", real=mixed, return_rejected=True)
     assert 15 < rejected < 80
     assert [components(m) for m in some] == [1] * 40
-    parts = [random_masks(20, 64, mode="real", real=mixed, first=f, return_rejected=True)[1]
-             for f in (0, 20)]
+    parts = [
+        random_masks(20, 64, mode="real", real=mixed, first=f, return_rejected=True)[1]
+        for f in (0, 20)
+    ]
     assert sum(parts) == rejected
 
 
@@ -181,8 +190,15 @@ def test_strong_deformation_is_rejected_in_paper_mode_too():
 
 def test_giving_up_says_which_mask_and_what_to_do():
     with pytest.raises(InputError, match="mask 4 of seed 2 at 32 px.*3 shapes.*Remedy"):
-        random_masks(1, 32, seed=2, mode="real", real=np.zeros((1, 32, 32), np.uint8), first=4,
-                     recipe=Recipe(max_tries=3))
+        random_masks(
+            1,
+            32,
+            seed=2,
+            mode="real",
+            real=np.zeros((1, 32, 32), np.uint8),
+            first=4,
+            recipe=Recipe(max_tries=3),
+        )
     with pytest.raises(InputError, match="element"):
         random_masks(1, 32, recipe=Recipe(element=1.0, max_tries=2))
 
@@ -222,26 +238,27 @@ def test_elastic_refuses_integers_that_would_wrap_around():
     assert np.array_equal(elastic(mask, np.zeros((2, 3, 3)), order=0), mask)
 
 
-@pytest.mark.skipif(not masks.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")
+@pytest.mark.skipif(not recipe.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")
 @pytest.mark.parametrize("order", [0, 1, 3])
-@pytest.mark.parametrize("shape, grid, dtype",
-                         [((48, 48), 4, float), ((33, 64), 5, np.float32), ((64, 64), 2, float)])
+@pytest.mark.parametrize(
+    "shape, grid, dtype", [((48, 48), 4, float), ((33, 64), 5, np.float32), ((64, 64), 2, float)]
+)
 def test_scipy_does_what_elasticdeform_does(monkeypatch, order, shape, grid, dtype):
     rng = np.random.default_rng(1)
     picture = cv2.GaussianBlur(rng.random(shape), (0, 0), 1.5).astype(dtype)
     shifts = rng.normal(0, 4, (2, grid, grid))
     theirs = elastic(picture, shifts, order)
-    monkeypatch.setattr(masks, "HAVE_ELASTICDEFORM", False)
+    monkeypatch.setattr(recipe, "HAVE_ELASTICDEFORM", False)
     assert np.abs(elastic(picture, shifts, order) - theirs).max() < 1e-3
 
 
-@pytest.mark.skipif(not masks.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")
+@pytest.mark.skipif(not recipe.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")
 def test_masks_are_the_same_without_elasticdeform(monkeypatch, drawn):
-    monkeypatch.setattr(masks, "HAVE_ELASTICDEFORM", False)
+    monkeypatch.setattr(recipe, "HAVE_ELASTICDEFORM", False)
     assert (random_masks(5, 64, seed=3) != drawn[:5]).mean() < 1e-3
 
 
-@pytest.mark.skipif(not masks.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")
+@pytest.mark.skipif(not recipe.HAVE_ELASTICDEFORM, reason="elasticdeform is not installed")
 def test_the_reference_of_the_benchmark_makes_masks_of_the_same_kind():
     from benchmarks.masks import literal
 

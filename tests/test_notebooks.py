@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from lesionlib import config, notebooks, provenance
-from lesionlib.files import ROOT
+from lesionlib.engine import provenance
+from lesionlib.engine import settings as config
+from lesionlib.engine.files import ROOT
+from lesionlib.report import notebooks
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
@@ -44,13 +46,14 @@ def test_papermill_writes_its_values_after_all_parameters(path):
     tags = [cell["metadata"].get("tags", [""])[0] for cell in cells(path, "code")]
     listed = [provenance.lists_parameters(cell) for cell in cells(path, "code")]
     assert tags.count("parameters") == 1
-    assert not any(listed[tags.index("parameters") + 1:])
+    assert not any(listed[tags.index("parameters") + 1 :])
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_every_parameter_is_used(path):
-    source = "\n".join("".join(c["source"]) for c in cells(path, "code")
-                       if not provenance.lists_parameters(c))
+    source = "\n".join(
+        "".join(c["source"]) for c in cells(path, "code") if not provenance.lists_parameters(c)
+    )
     unused = [n for n in notebooks.parameters(path) if not re.search(rf"\b{n}\b", source)]
     assert not unused
 
@@ -85,17 +88,33 @@ def test_every_figure_has_a_note_of_what_it_shows(path):
 
 def test_the_answer_goes_to_the_top_and_long_outputs_are_folded(tmp_path):
     table = "<table>" + "<tr><td>1</td></tr>" * 40 + "</table>"
-    short = {"output_type": "display_data", "metadata": {}, "data": {
-        "text/html": table.replace("<tr><td>1</td></tr>" * 20, ""), "text/plain": "x"}}
-    long = {"output_type": "display_data", "metadata": {}, "data": {
-        "text/html": table, "text/plain": "x"}}
+    short = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"text/html": table.replace("<tr><td>1</td></tr>" * 20, ""), "text/plain": "x"},
+    }
+    long = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"text/html": table, "text/plain": "x"},
+    }
     said = {"output_type": "stream", "name": "stdout", "text": ["a <b>\n"] * 31}
-    found = {"output_type": "display_data", "data": {"text/markdown": "It is 7.", "text/plain": ""},
-             "metadata": {"text/markdown": {"answer": True}}}
+    found = {
+        "output_type": "display_data",
+        "data": {"text/markdown": "It is 7.", "text/plain": ""},
+        "metadata": {"text/markdown": {"answer": True}},
+    }
     path = tmp_path / "a.ipynb"
-    path.write_text(json.dumps({"cells": [
-        {"cell_type": "markdown", "source": f"# A\n\n**Answer.** {notebooks.PLACE}"},
-        {"cell_type": "code", "outputs": [short, long, said, found]}]}))
+    path.write_text(
+        json.dumps(
+            {
+                "cells": [
+                    {"cell_type": "markdown", "source": f"# A\n\n**Answer.** {notebooks.PLACE}"},
+                    {"cell_type": "code", "outputs": [short, long, said, found]},
+                ]
+            }
+        )
+    )
     for _ in range(2):  # a second time changes nothing
         notebooks.tidy(path)
         first, second = cells(path)
@@ -116,8 +135,9 @@ def test_every_setting_reaches_a_notebook_or_the_workflow():
 def test_workflow_passes_only_known_parameters():
     text = (ROOT / "Snakefile").read_text()
     extra = re.findall(r'values\(\s*"(\w+)",\s*(\w+)=', text)
-    assert extra and all(name in notebooks.parameters(ROOT / "notebooks" / f"{stage}.ipynb")
-                         for stage, name in extra)
+    assert extra and all(
+        name in notebooks.parameters(ROOT / "notebooks" / f"{stage}.ipynb") for stage, name in extra
+    )
     assert set(re.findall(r'notebook\("(\w+)"\)', text)) == set(notebooks.STAGES)
 
 
@@ -125,14 +145,25 @@ def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
     error = {"output_type": "error", "ename": "InputError", "evalue": "x.jpg: corrupt"}
     said = {"output_type": "stream", "text": ["fine\n", "WARNING: 3 left out\n"]}
     executed = tmp_path / "01_data.ipynb"
-    executed.write_text(json.dumps({"cells": [
-        {"cell_type": "code", "outputs": [said]}, {"cell_type": "code", "outputs": [error]}]}))
+    executed.write_text(
+        json.dumps(
+            {
+                "cells": [
+                    {"cell_type": "code", "outputs": [said]},
+                    {"cell_type": "code", "outputs": [error]},
+                ]
+            }
+        )
+    )
     assert notebooks.said(executed) == [
-        "WARNING: 3 left out", f"{executed}, cell 2: x.jpg: corrupt"]
+        "WARNING: 3 left out",
+        f"{executed}, cell 2: x.jpg: corrupt",
+    ]
 
 
 def test_ruff_is_content():
     for arguments in (["check", "."], ["format", "--check", "notebooks"]):
-        run = subprocess.run([sys.executable, "-m", "ruff", *arguments], cwd=ROOT,
-                             capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
         assert run.returncode == 0, run.stdout

@@ -11,7 +11,8 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from benchmarks import sd15
-from lesionlib import config, controlnet, latents
+from lesionlib.engine import settings as config
+from lesionlib.generators import controlnet, latents
 
 PROMPT = "a dermoscopic image of a melanoma"
 
@@ -31,25 +32,40 @@ def test_numbers_of_parameters():
 def test_one_training_step_and_one_ddim_step_at_256(tmp_path, capsys):
     settings = config.load("paper")
     pipe = sd15.pipeline([PROMPT], tmp_path)
-    steered = controlnet.new(pipe, locked=settings["controlnet_locked"])
-    assert count(steered.controlnet) == 361_279_120
+    controlled = controlnet.new(pipe, locked=settings["controlnet_locked"])
+    assert count(controlled.controlnet) == 361_279_120
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
     masks = np.zeros((1, 256, 256), np.uint8)
     masks[:, 64:160, 64:160] = 1
     start = time.perf_counter()
-    z = latents.of_images(pipe, images, tmp_path)
+    z = latents.encode_images(pipe, images, tmp_path)
     encoded = time.perf_counter()
     controlnet.train(
-        pipe, steered, z, masks, [PROMPT], tmp_path, steps=1, batch=1,
-        lr=settings["controlnet_lr"], prompt_dropout=0.0, seed=0, record={}, decay="constant",
-        warmup=0.0, gradient_checkpointing=True)
+        pipe,
+        controlled,
+        z,
+        masks,
+        [PROMPT],
+        tmp_path,
+        steps=1,
+        batch=1,
+        lr=settings["controlnet_lr"],
+        prompt_dropout=0.0,
+        seed=0,
+        record={},
+        decay="constant",
+        warmup=0.0,
+        gradient_checkpointing=True,
+    )
     trained = time.perf_counter()
-    made = next(controlnet.sample(pipe, steered, masks, [PROMPT], steps=1))
+    made = next(controlnet.sample(pipe, controlled, masks, [PROMPT], steps=1))
     ended = time.perf_counter()
     assert z.shape == (4, 1, 4, 32, 32) and made.shape == (256, 256, 3)
-    assert steered.controlnet.controlnet_mid_block.weight.abs().max() > 0
+    assert controlled.controlnet.controlnet_mid_block.weight.abs().max() > 0
     with capsys.disabled():
         seconds = np.diff([start, encoded, trained, ended]).round()
-        print(f"\nSD 1.5's shapes at 256 px, seconds for four encodings, a training step with its "
-              f"checkpoint, a DDIM step with decoding: {seconds}")
+        print(
+            f"\nSD 1.5's shapes at 256 px, seconds for four encodings, a training step with its "
+            f"checkpoint, a DDIM step with decoding: {seconds}"
+        )

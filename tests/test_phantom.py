@@ -7,17 +7,32 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import phantom
-from lesionlib.errors import InputError
+from lesionlib.data import phantom
+from lesionlib.engine.errors import InputError
 
 TABLES = {
     "ISIC2018_Task2_Training_attributes.csv": ["id", *phantom.ATTRIBUTES],
     "ISIC-2017_Training_Part3_GroundTruth.csv": ["image_id", "melanoma", "seborrheic_keratosis"],
     "ISIC-2017_Training_Data_metadata.csv": ["image_id", "age_approximate", "sex"],
     "ISIC_2019_Training_GroundTruth.csv": [
-        "image", "MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"],
+        "image",
+        "MEL",
+        "NV",
+        "BCC",
+        "AK",
+        "BKL",
+        "DF",
+        "VASC",
+        "SCC",
+        "UNK",
+    ],
     "ISIC_2019_Training_Metadata.csv": [
-        "image", "age_approx", "anatom_site_general", "lesion_id", "sex"],
+        "image",
+        "age_approx",
+        "anatom_site_general",
+        "lesion_id",
+        "sex",
+    ],
 }
 
 
@@ -67,8 +82,9 @@ def test_form_of_a_phantom(phantoms):
 
 @pytest.mark.parametrize("size", [64, 256])
 def test_mask_is_one_piece_without_holes(phantoms, size):
-    for mask in [p.mask if size == 256 else phantom.sample(i, size).mask
-                 for i, p in enumerate(phantoms[:5])]:
+    for mask in [
+        p.mask if size == 256 else phantom.sample(i, size).mask for i, p in enumerate(phantoms[:5])
+    ]:
         assert set(np.unique(mask)) == {0, 1}
         assert cv2.connectedComponents(mask, connectivity=4)[0] == 2
         _, tree = cv2.findContours(np.pad(mask, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[-2:]
@@ -86,7 +102,8 @@ def test_lesion_is_darker_than_the_skin_around(phantoms):
     differences = []
     for p in phantoms:
         ring = (cv2.dilate(p.mask, np.ones((41, 41))) > 0) & (
-            cv2.dilate(p.mask, np.ones((9, 9))) == 0)
+            cv2.dilate(p.mask, np.ones((9, 9))) == 0
+        )
         differences.append(p.image[ring].mean() - p.image[p.mask > 0].mean())
     assert np.mean(differences) > 25 and np.mean(np.array(differences) > 8) > 0.9
 
@@ -149,25 +166,31 @@ def test_layout_and_tables(dataset):
         frame = tables[name]
         assert list(frame) == columns
         assert list(frame.iloc[:, 0].str.removesuffix("_downsampled")) == (
-            ids[:4] if "2017" in name else ids)
+            ids[:4] if "2017" in name else ids
+        )
     assert not list(dataset.rglob(".*"))
 
 
 def test_tables_agree_with_each_other():
-    made = {name: frame.set_index(frame.columns[0])
-            for name, frame in phantom.tables(200, 0).items()}
+    made = {
+        name: frame.set_index(frame.columns[0]) for name, frame in phantom.tables(200, 0).items()
+    }
     for name in made:
         made[name].index = made[name].index.str.removesuffix("_downsampled")
-    old, new = (made[f"{n}.csv"] for n in (
-        "ISIC-2017_Training_Data_metadata", "ISIC_2019_Training_Metadata"))
+    old, new = (
+        made[f"{n}.csv"]
+        for n in ("ISIC-2017_Training_Data_metadata", "ISIC_2019_Training_Metadata")
+    )
     both = old.rename(columns={"sex": "sex_old"}).join(new)
     aged = both[(both.age_approximate != "unknown") & both.age_approx.notna()]
     assert (aged.age_approximate.astype(int) == aged.age_approx).all() and len(aged) > 100
     sexed = both[(both.sex_old != "unknown") & both.sex.notna()]
     assert (sexed.sex_old == sexed.sex).all()
     assert (both.age_approximate == "unknown").any() and new.lesion_id.isna().mean() > 0.7
-    truth, part3 = (made[f"{n}.csv"] for n in (
-        "ISIC_2019_Training_GroundTruth", "ISIC-2017_Training_Part3_GroundTruth"))
+    truth, part3 = (
+        made[f"{n}.csv"]
+        for n in ("ISIC_2019_Training_GroundTruth", "ISIC-2017_Training_Part3_GroundTruth")
+    )
     assert (truth.sum(axis=1) == 1).all()
     assert (truth.MEL[part3.index] == part3.melanoma).all()
     assert (truth.BKL[part3.index] == part3.seborrheic_keratosis).all()

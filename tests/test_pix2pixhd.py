@@ -6,8 +6,8 @@ import torch
 from reference_weights import reference
 from torch import nn
 
-from lesionlib import pix2pixhd
-from lesionlib.errors import InputError
+from lesionlib.engine.errors import InputError
+from lesionlib.generators import pix2pixhd
 
 SMALL = dict(batch=2, base_channels=4, n_downsample=2, n_blocks=1, disc_channels=4, seed=3)
 
@@ -23,8 +23,10 @@ def one_thread():
 @pytest.fixture
 def data():
     rng = np.random.default_rng(0)
-    return (rng.integers(0, 256, (7, 16, 16, 3), np.uint8),
-            rng.integers(0, 2, (7, 16, 16), np.uint8))
+    return (
+        rng.integers(0, 256, (7, 16, 16, 3), np.uint8),
+        rng.integers(0, 2, (7, 16, 16), np.uint8),
+    )
 
 
 def assert_close(ours, theirs):
@@ -61,7 +63,12 @@ def test_discriminator_is_the_reference():
 def test_two_enhancers_return_the_size_of_the_input():
     model = pix2pixhd.LocalEnhancer(2, 3, 2, 1, 1, n_enhancers=2, n_blocks_local=1)
     assert {key.split(".")[0] for key in model.state_dict()} == {
-        "model", "model1_1", "model1_2", "model2_1", "model2_2"}
+        "model",
+        "model1_1",
+        "model1_2",
+        "model2_1",
+        "model2_2",
+    }
     assert model(torch.zeros(1, 2, 32, 48)).shape == (1, 3, 32, 48)
 
 
@@ -77,7 +84,9 @@ def test_discriminator_grids_at_256():
     with torch.no_grad():
         outputs = pix2pixhd.MultiscaleDiscriminator(6, 2)(torch.zeros(1, 6, 256, 256))
     assert [[layer.shape[-1] for layer in scale] for scale in outputs] == [
-        [129, 65, 33, 34, 35], [65, 33, 17, 18, 19]]
+        [129, 65, 33, 34, 35],
+        [65, 33, 17, 18, 19],
+    ]
 
 
 def test_discriminator_has_512_channels_at_most():
@@ -101,10 +110,14 @@ def test_gan_loss_by_hand():
 
 
 def test_feature_matching_loss_by_hand():
-    fake = [[torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([50.0])],
-            [torch.tensor([4.0], requires_grad=True), torch.tensor([50.0])]]
-    real = [[torch.tensor([0.0, 0.0], requires_grad=True), torch.tensor([0.0])],
-            [torch.tensor([1.0], requires_grad=True), torch.tensor([0.0])]]
+    fake = [
+        [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([50.0])],
+        [torch.tensor([4.0], requires_grad=True), torch.tensor([50.0])],
+    ]
+    real = [
+        [torch.tensor([0.0, 0.0], requires_grad=True), torch.tensor([0.0])],
+        [torch.tensor([1.0], requires_grad=True), torch.tensor([0.0])],
+    ]
     loss = pix2pixhd.feature_matching_loss(fake, real, n_layers=3)
     assert loss.item() == (1.5 + 3) * (4 / 4) * (1 / 2)
     loss.backward()
@@ -126,10 +139,13 @@ def test_vgg_weights_are_read_from_the_disk_only(tmp_path, monkeypatch):
         pix2pixhd.vgg_loss_or_none(str(tmp_path / "missing.pth"))
     with torch.device("meta"):
         from torchvision.models import vgg19
+
         shapes = {key: x.shape for key, x in vgg19().state_dict().items() if "features" in key}
     (tmp_path / "checkpoints").mkdir()
-    torch.save({key: torch.full(shape, 0.01, dtype=torch.float16) for key, shape in shapes.items()},
-               tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth")
+    torch.save(
+        {key: torch.full(shape, 0.01, dtype=torch.float16) for key, shape in shapes.items()},
+        tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth",
+    )
     loss = pix2pixhd.vgg_loss_or_none("disk")
     assert [type(part[-1]) for part in loss.slices] == [nn.ReLU] * 5
     assert [part[-2].out_channels for part in loss.slices] == [64, 128, 256, 512, 512]
@@ -189,7 +205,8 @@ def test_resuming_gives_the_same_bits(data, tmp_path, monkeypatch):
     assert lines[0] == ["step", "d_real", "d_fake", "g_gan", "g_feat", "lr"]
     assert [line[0] for line in lines[1:]] == ["2", "4", "6"]
     assert [float(line[-1]) for line in lines[1:]] == pytest.approx(
-        [2e-4, 2e-4, 2e-4 / 3], rel=1e-3)  # constant for half of the steps, then linear to 0
+        [2e-4, 2e-4, 2e-4 / 3], rel=1e-3
+    )  # constant for half of the steps, then linear to 0
 
 
 def test_finished_training_returns_at_once_unless_its_record_changes(data, tmp_path, monkeypatch):
@@ -260,8 +277,13 @@ def test_an_enhancer_survives_saving(data, tmp_path):
 def test_bf16_trains_to_nearly_the_same_losses(data, tmp_path):
     logs = []
     for precision in ("no", "bf16"):
-        pix2pixhd.train(*data, tmp_path / precision, precision=precision, record={},
-                        **dict(SMALL, steps=2, log_every=1))
+        pix2pixhd.train(
+            *data,
+            tmp_path / precision,
+            precision=precision,
+            record={},
+            **dict(SMALL, steps=2, log_every=1),
+        )
         logs.append(np.loadtxt(tmp_path / precision / "log.csv", delimiter=",", skiprows=1))
     np.testing.assert_allclose(*logs, rtol=0.05)
     assert not np.array_equal(*logs)
@@ -288,13 +310,15 @@ def test_discriminators_of_other_sizes(n_layers, n_scales):
     sides = [scale[0].shape[-2:] for scale in outputs]
     assert [tuple(side) for side in sides] == [(33, 25), (17, 13), (9, 7)][:n_scales]
     assert set(k.split("_layer")[0] for k in model.state_dict()) == {
-        f"scale{i}" for i in range(n_scales)}
+        f"scale{i}" for i in range(n_scales)
+    }
 
 
 def test_batches_depend_on_seed_and_step_alone(data):
     images, masks = data
-    assert all(map(torch.equal, pix2pixhd.batch_of(*data, 5, 4, 1),
-                   pix2pixhd.batch_of(*data, 5, 4, 1)))
+    assert all(
+        map(torch.equal, pix2pixhd.batch_of(*data, 5, 4, 1), pix2pixhd.batch_of(*data, 5, 4, 1))
+    )
     x, c = pix2pixhd.batch_of(*data, 0, 7, 1)  # an epoch: every image once, with its own mask
     assert x.min() >= -1 and x.max() <= 1
     assert torch.equal(c.sum(1), torch.ones(7, 16, 16))
@@ -302,8 +326,12 @@ def test_batches_depend_on_seed_and_step_alone(data):
     for image, condition in zip(x, c, strict=True):
         pixels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         for turn in (np.s_[:, :], np.s_[::-1, :], np.s_[:, ::-1], np.s_[::-1, ::-1]):
-            found += [i for i in range(7) if (images[i][turn] == pixels).all()
-                      and (masks[i][turn] == condition[1].numpy()).all()]
+            found += [
+                i
+                for i in range(7)
+                if (images[i][turn] == pixels).all()
+                and (masks[i][turn] == condition[1].numpy()).all()
+            ]
     assert sorted(found) == list(range(7))
 
 

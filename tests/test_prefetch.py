@@ -3,8 +3,10 @@
 import diffusers
 import pytest
 
-from lesionlib import cli, config, fetch, prefetch
-from lesionlib.errors import InputError
+from lesionlib.data import download
+from lesionlib.engine import settings as config
+from lesionlib.engine.errors import InputError
+from lesionlib.workflow import cli, prefetch
 
 
 def test_what_is_due_follows_the_settings(tmp_path):
@@ -17,9 +19,12 @@ def test_what_is_due_follows_the_settings(tmp_path):
 
 def test_all_of_it_is_asked_for(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(fetch, "main", lambda arguments: asked.append(arguments) or 0)
-    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "download",
-                        lambda name, **options: asked.append(name) or "/cache")
+    monkeypatch.setattr(download, "main", lambda arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr(
+        diffusers.StableDiffusionPipeline,
+        "download",
+        lambda name, **options: asked.append(name) or "/cache",
+    )
     arguments = ["--preset", "paper", "--prefetch", "--config", "pix2pixhd_vgg=off"]
     assert cli.main(arguments) == 0
     assert asked[0][0].endswith("data/isic") and asked[1] == config.load("paper")["base_model"]
@@ -35,6 +40,6 @@ def test_a_directory_needs_no_network_and_a_missing_model_is_named(tmp_path, mon
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "download", fails)
     with pytest.raises(InputError, match=r"base_model: a/b: the hub did not give it \(no network"):
         prefetch.base_model("a/b")
-    monkeypatch.setattr(fetch, "main", lambda arguments: 2)
+    monkeypatch.setattr(download, "main", lambda arguments: 2)
     with pytest.raises(InputError, match="ISIC is not complete"):
         prefetch.isic(tmp_path)

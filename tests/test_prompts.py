@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import prompts
-from lesionlib.prompts import ATTRIBUTES, prompt
+from lesionlib.data import prompts
+from lesionlib.data.prompts import ATTRIBUTES, prompt
 
 START = "a dermoscopic image of a"
 

@@ -5,15 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from lesionlib import files, provenance
-from lesionlib.errors import InputError, require
+from lesionlib.engine import files, provenance
+from lesionlib.engine.errors import InputError, require
 
-NOTEBOOK = {"cells": [
-    {"cell_type": "markdown", "metadata": {}, "source": ["# Title"]},
-    {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["n = 1"]},
-    {"cell_type": "code", "metadata": {},
-     "source": ["from lesionlib import files  # why\n", "f(n)"]},
-]}
+NOTEBOOK = {
+    "cells": [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Title"]},
+        {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["n = 1"]},
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "source": ["from lesionlib import files  # why\n", "f(n)"],
+        },
+    ]
+}
 
 
 def digest_of(tmp_path, change):
@@ -36,7 +41,7 @@ def test_prose_and_parameters_do_not_change_a_notebooks_digest_but_code_does(tmp
 
 
 def test_code_digest_follows_imports():
-    assert "errors" in provenance._imports("from lesionlib.errors import require")
+    assert "errors" in provenance._imports("from lesionlib.engine.errors import require")
     assert provenance._imports("from lesionlib import data, plots") == {"data", "plots"}
     assert provenance.code_digest("data") != provenance.code_digest("grid")
 
@@ -55,7 +60,7 @@ def test_digest_distinguishes_content_shape_and_type():
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), files.aside(path) as temporary:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert files.read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]

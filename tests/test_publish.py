@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lesionlib import config, plots, publish
-from lesionlib.errors import InputError
-from lesionlib.files import ROOT, write_csv, write_json
-from lesionlib.paper import NAMES
+from lesionlib.engine import settings as config
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import ROOT, write_csv, write_json
+from lesionlib.evaluation.paper import NAMES
+from lesionlib.report import plots, publish
 
 matplotlib.use("agg")
 
@@ -55,34 +56,60 @@ def run(tmp_path, monkeypatch):
     rows = {"mask": masks, "original": plots.all_outlined(images, masks), "painted": painted}
     sheet = plots.sheet(rows, made=["painted"], masks={"original": masks}, width=0.8)
     plots.show(sheet, folder, "figure3")
-    plots.show(plots.curve([{"step": 1, "loss": 2}, {"step": 2, "loss": 1}], ["loss"], "loss"),
-               folder, "training")
+    plots.show(
+        plots.curve([{"step": 1, "loss": 2}, {"step": 2, "loss": 1}], ["loss"], "loss"),
+        folder,
+        "training",
+    )
     outputs = []
     for picture in shown:
         data, metadata = picture._repr_mimebundle_()
         text = data["image/png"]
         text = base64.b64encode(text).decode() if isinstance(text, bytes) else text
-        outputs.append({"output_type": "display_data", "data": {"image/png": text},
-                        "metadata": metadata})
+        outputs.append(
+            {"output_type": "display_data", "data": {"image/png": text}, "metadata": metadata}
+        )
     text = [f"{tmp_path}/clinic/images/7.jpg\n"]
     said = {"output_type": "stream", "name": "stdout", "text": text}
     for stage in ("01_data", "07_figures"):
-        write_json(folder / "notebooks" / f"{stage}.ipynb", {
-            "cells": [{"cell_type": "markdown", "source": ["# A stage"], "metadata": {}},
-                      {"cell_type": "code", "outputs": [*outputs, said], "source": [],
-                       "metadata": {}, "execution_count": 1}],
-            "metadata": {"papermill": {"duration": 60, "parameters": {"images": str(tmp_path)}}},
-            "nbformat": 4, "nbformat_minor": 5})
+        write_json(
+            folder / "notebooks" / f"{stage}.ipynb",
+            {
+                "cells": [
+                    {"cell_type": "markdown", "source": ["# A stage"], "metadata": {}},
+                    {
+                        "cell_type": "code",
+                        "outputs": [*outputs, said],
+                        "source": [],
+                        "metadata": {},
+                        "execution_count": 1,
+                    },
+                ],
+                "metadata": {
+                    "papermill": {"duration": 60, "parameters": {"images": str(tmp_path)}}
+                },
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            },
+        )
     _write_tables(folder / "tables")
     own = {"images": f"{tmp_path}/clinic/images", "masks": f"{tmp_path}/clinic/masks"}
     settings = config.load("isic", own)
-    write_json(folder / "provenance.json", {
-        "settings": settings, "code": "0 (abc)", "minutes": {"01_data": 1.0, "07_figures": 2.0},
-        "images": {"G": 40, "S-train": 14, "S-val": 2, "S-test": 4}, "quarantine": "",
-        "environment": {"python": "3", "packages": {"torch": "2"}, "hardware": "two cores"}})
+    write_json(
+        folder / "provenance.json",
+        {
+            "settings": settings,
+            "code": "0 (abc)",
+            "minutes": {"01_data": 1.0, "07_figures": 2.0},
+            "images": {"G": 40, "S-train": 14, "S-val": 2, "S-test": 4},
+            "quarantine": "",
+            "environment": {"python": "3", "packages": {"torch": "2"}, "hardware": "two cores"},
+        },
+    )
     monkeypatch.setattr(publish, "FIGURES", tmp_path / "figures")
     (tmp_path / "README.md").write_text(
-        "before\n<!-- results: mine -->\nold\n<!-- end of results -->\nafter\n")
+        "before\n<!-- results: mine -->\nold\n<!-- end of results -->\nafter\n"
+    )
     (tmp_path / "CITATION.cff").write_text("title: this\n")
     monkeypatch.setattr(publish, "README", tmp_path / "README.md")
     return folder
@@ -91,19 +118,51 @@ def run(tmp_path, monkeypatch):
 def _write_tables(folder):
     arms = ["controlnet", "pix2pixhd"]
     interval = {"mean_low": 0.1, "mean_high": 0.3}
-    claim = pd.DataFrame({"claim": ["better"], "verdict": ["confirmed"], "difference": [0.1],
-                          "low": [0.05], "high": [0.2], "p_holm": [0.01], "detectable": [0.02]})
-    paper = [{"network": "unet", "schedule": "epochs", "arm": arm, "mean": 0.2, **interval,
-              "difference": 0.1, "low": 0.0, "high": 0.2}
-             for arm in ("real 0", "controlnet 5", "pix2pixhd 5")]
+    claim = pd.DataFrame(
+        {
+            "claim": ["better"],
+            "verdict": ["confirmed"],
+            "difference": [0.1],
+            "low": [0.05],
+            "high": [0.2],
+            "p_holm": [0.01],
+            "detectable": [0.02],
+        }
+    )
+    paper = [
+        {
+            "network": "unet",
+            "schedule": "epochs",
+            "arm": arm,
+            "mean": 0.2,
+            **interval,
+            "difference": 0.1,
+            "low": 0.0,
+            "high": 0.2,
+        }
+        for arm in ("real 0", "controlnet 5", "pix2pixhd 5")
+    ]
     tables = {
         "table1": pd.DataFrame({"method": arms, "n": 4, "ssim": [0.5, 0.4]}),
-        "table1_comparison": pd.DataFrame([{"arm": a, "measure": m, "mean": 0.2, **interval}
-                                           for a in arms for m in ("mse", "psnr_255", "psnr_1",
-                                                                   "ssim")]),
-        "table2": pd.DataFrame({"network": "unet", "method": ["real", *arms], "amount": [0, 5, 5],
-                                "schedule": "epochs", "seeds": 3}),
-        "table2_comparison": pd.DataFrame(paper), "claims": claim, "image_claims": claim,
+        "table1_comparison": pd.DataFrame(
+            [
+                {"arm": a, "measure": m, "mean": 0.2, **interval}
+                for a in arms
+                for m in ("mse", "psnr_255", "psnr_1", "ssim")
+            ]
+        ),
+        "table2": pd.DataFrame(
+            {
+                "network": "unet",
+                "method": ["real", *arms],
+                "amount": [0, 5, 5],
+                "schedule": "epochs",
+                "seeds": 3,
+            }
+        ),
+        "table2_comparison": pd.DataFrame(paper),
+        "claims": claim,
+        "image_claims": claim,
         "mask_fidelity": pd.DataFrame({"images": ["real", *arms], "dice": 0.8, "hd95": 0.1}),
         "curation": pd.DataFrame({"id": ["patient-17"], "split": ["G"]}),
     }
@@ -155,8 +214,11 @@ def test_a_picture_of_unknown_content_is_refused_and_named(run):
 
 def test_no_path_of_the_machine_and_no_table_of_patients_is_published(run, tmp_path):
     folder = publish.publish(run)
-    texts = [path.read_text() for path in folder.rglob("*") if path.suffix in (
-        ".ipynb", ".json", ".csv", ".html")]
+    texts = [
+        path.read_text()
+        for path in folder.rglob("*")
+        if path.suffix in (".ipynb", ".json", ".csv", ".html")
+    ]
     assert len(texts) > 8
     assert not any(f"{tmp_path}/clinic" in text or "patient-17" in text for text in texts)
     assert any(".../images/7.jpg" in text for text in texts)
@@ -168,8 +230,10 @@ def test_readme_holds_the_tables_and_what_stands_around_them(run, tmp_path):
     assert text.startswith("before\n") and text.endswith("<!-- end of results -->\nafter\n")
     assert "old" not in text and publish.results(folder) in text
     assert "| + 5 ControlNet | 0.200 (0.100 to 0.300) | 0.912 |" in text
-    assert "[`mine`](mine): preset `isic`, real images, which are replaced" in (
-        publish.FIGURES / "README.md").read_text()
+    assert (
+        "[`mine`](mine): preset `isic`, real images, which are replaced"
+        in (publish.FIGURES / "README.md").read_text()
+    )
 
 
 def test_too_much_is_refused_and_what_was_there_stays(run, monkeypatch):
@@ -187,8 +251,9 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path):
         publish.publish(tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(
-    path.parent.name for path in (ROOT / "figures").glob("*/provenance.json")))
+@pytest.mark.parametrize(
+    "name", sorted(path.parent.name for path in (ROOT / "figures").glob("*/provenance.json"))
+)
 def test_the_readme_says_what_the_published_tables_say(name):
     text = (ROOT / "README.md").read_text()
     start = publish.FROM.format(name)

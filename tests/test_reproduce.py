@@ -10,14 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib.files import ROOT, read_json
+from lesionlib.engine.files import ROOT, read_json
 
 PUBLISHED, NAME = ROOT / "figures" / "quick", "test-quick"
 KEYS = ["network", "method", "amount", "share", "schedule", "seed", "test"]
 # Another processor or another version of a package rounds differently, and trainings amplify it: by
 # how much is seen between seeds.
-TOLERANCE = {"table1": {"mse": 0.02, "psnr_1": 2.0, "ssim": 0.1},
-             "segmentation": {"dice": 0.15, "iou": 0.15}}
+TOLERANCE = {
+    "table1": {"mse": 0.02, "psnr_1": 2.0, "ssim": 0.1},
+    "segmentation": {"dice": 0.15, "iou": 0.15},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,9 @@ def again():
 
 def same_machine(run) -> bool:
     """Whether processor and packages are those of the published run."""
-    here, there = (read_json(folder / "provenance.json")["environment"]
-                   for folder in (run, PUBLISHED))
+    here, there = (
+        read_json(folder / "provenance.json")["environment"] for folder in (run, PUBLISHED)
+    )
     return all(here[key] == there[key] for key in ("hardware", "packages", "python"))
 
 

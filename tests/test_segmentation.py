@@ -8,14 +8,18 @@ import pandas as pd
 import pytest
 import torch
 
-from lesionlib import segmentation
-from lesionlib.errors import InputError
-from lesionlib.files import Log
-from lesionlib.grid import Cell
-from lesionlib.metrics import dice
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import Log
+from lesionlib.segmentation import cells, networks, training
+from lesionlib.segmentation.grid import Cell
+from lesionlib.segmentation.measures import dice
 
-SMALL = {"encoder": "timm-mobilenetv3_small_minimal_100", "decoder_channels": (32, 16, 8),
-         "batch": 8, "lr": 1e-2}
+SMALL = {
+    "encoder": "timm-mobilenetv3_small_minimal_100",
+    "decoder_channels": (32, 16, 8),
+    "batch": 8,
+    "lr": 1e-2,
+}
 
 
 def discs(n, seed, size=32):
@@ -23,17 +27,17 @@ def discs(n, seed, size=32):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     centres, radii = rng.uniform(10, size - 10, (n, 2)), rng.uniform(5, 9, n)
-    masks = np.stack([(y - a) ** 2 + (x - b) ** 2 < r**2
-                      for (a, b), r in zip(centres, radii, strict=True)]).astype(np.uint8)
+    masks = np.stack(
+        [(y - a) ** 2 + (x - b) ** 2 < r**2 for (a, b), r in zip(centres, radii, strict=True)]
+    ).astype(np.uint8)
     noise = rng.integers(0, 60, (n, size, size, 3))
     return (noise + 150 * masks[..., None]).astype(np.uint8), masks, [f"{i:03d}" for i in range(n)]
 
 
 def fitted(seed=0, epochs=2, network="unet", n=8, **options):
     val, options = discs(4, 1), {**SMALL, **options}
-    steps = segmentation.steps_of(n, epochs, options["batch"])
-    return segmentation.train(network, *discs(n, 0)[:2], *val[:2], steps=steps, seed=seed,
-                              **options)
+    steps = training.steps_of(n, epochs, options["batch"])
+    return training.train(network, *discs(n, 0)[:2], *val[:2], steps=steps, seed=seed, **options)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,8 +59,10 @@ def tests():
     """S-test, whose masks are twice as large as the images, and another test set."""
     images, masks, ids = discs(4, 2)
     others, small, names = discs(2, 8)
-    return {"S-test": (images, masks.repeat(2, 1).repeat(2, 2), ids), "clinic": (others, small,
-                                                                                 names)}
+    return {
+        "S-test": (images, masks.repeat(2, 1).repeat(2, 2), ids),
+        "clinic": (others, small, names),
+    }
 
 
 def cell(method="real", amount=0, share=100, schedule="epochs", seed=0, network="unet"):
@@ -65,22 +71,22 @@ def cell(method="real", amount=0, share=100, schedule="epochs", seed=0, network=
 
 def test_an_unknown_network_is_named_with_the_valid_ones():
     with pytest.raises(ValueError, match="'vnet'; there are: unet, dcsaunet"):
-        segmentation.build("vnet")
+        networks.build("vnet")
 
 
-@pytest.mark.parametrize("network", segmentation.NETWORKS)
+@pytest.mark.parametrize("network", networks.NETWORKS)
 def test_networks_map_images_to_logits(network):
-    model = segmentation.build(network).eval()
+    model = networks.build(network).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
 
 
 def test_dice_loss_by_hand():
     target = torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 2, 2)
-    even = segmentation.dice_loss(torch.zeros(1, 1, 2, 2), target)  # probability 1/2 everywhere
+    even = networks.dice_loss(torch.zeros(1, 1, 2, 2), target)  # probability 1/2 everywhere
     assert even.item() == pytest.approx(1 - (2 * 1 + 1) / (2 + 2 + 1))
-    right = segmentation.dice_loss(40 * target - 20, target)
+    right = networks.dice_loss(40 * target - 20, target)
     assert right.item() == pytest.approx(0, abs=1e-6)
-    wrong = segmentation.dice_loss(20 - 40 * target, target)
+    wrong = networks.dice_loss(20 - 40 * target, target)
     assert wrong.item() == pytest.approx(1 - 1 / 5)
 
 
@@ -90,12 +96,12 @@ def test_dice_loss_pools_the_batch_as_smp_does():
     logits = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     target = (torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.3).float()
     theirs = DiceLoss("binary", from_logits=True, smooth=0.5)(logits, target)  # they double it
-    assert segmentation.dice_loss(logits, target).item() == pytest.approx(theirs.item(), abs=1e-6)
+    assert networks.dice_loss(logits, target).item() == pytest.approx(theirs.item(), abs=1e-6)
 
 
 def test_augmentation_reaches_eight_positions_and_moves_image_and_mask_together():
     pair = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 2, 2).repeat(200, 2, 1, 1)
-    moved = segmentation.augment(pair, torch.Generator().manual_seed(0))
+    moved = networks.augment(pair, torch.Generator().manual_seed(0))
     assert torch.equal(moved[:, 0], moved[:, 1])
     assert len(torch.unique(moved[:, 0].flatten(1), dim=0)) == 8
     assert (moved[:, 0].flatten(1).sort().values == torch.arange(4)).all()
@@ -105,8 +111,9 @@ def test_classical_augmentation_moves_the_lesion_and_its_mask_together_and_chang
     images, masks, _ = discs(1, 0)
     lesion = np.where(masks[..., None], 255, 0).astype(np.uint8).repeat(3, -1)
     pairs = np.concatenate([lesion, masks[..., None]], -1).repeat(60, 0).transpose(0, 3, 1, 2)
-    moved = segmentation.augment_classically(torch.from_numpy(pairs.copy()),
-                                             torch.Generator().manual_seed(0))
+    moved = networks.augment_classically(
+        torch.from_numpy(pairs.copy()), torch.Generator().manual_seed(0)
+    )
     assert moved.dtype == torch.float32 and set(moved[:, 3].unique().tolist()) == {0, 1}
     assert moved[:, :3].min() >= 0 and moved[:, :3].max() <= 255
     seen = moved[:, :3].mean(1)
@@ -121,19 +128,20 @@ def test_classical_augmentation_moves_the_lesion_and_its_mask_together_and_chang
 def test_classical_augmentation_is_drawn_anew_for_each_and_repeats_with_its_seed():
     pairs = torch.from_numpy(discs(1, 0)[0]).permute(0, 3, 1, 2)
     pairs = torch.cat([pairs, (pairs[:, :1] > 100).to(torch.uint8)], 1).repeat(5, 1, 1, 1)
-    one, again, other = (segmentation.augment_classically(pairs, torch.Generator().manual_seed(s))
-                         for s in (0, 0, 1))
+    one, again, other = (
+        networks.augment_classically(pairs, torch.Generator().manual_seed(s)) for s in (0, 0, 1)
+    )
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert len(torch.unique(one.flatten(1), dim=0)) == 5
     images, masks, _ = discs(16, 2)
-    found = segmentation.predict(fitted(epochs=20, n=16, augmentation="classical"), images)
+    found = training.predict(fitted(epochs=20, n=16, augmentation="classical"), images)
     assert dice(found, masks).mean() > 0.8
 
 
 def test_training_separates_what_is_separable(tmp_path):
     model = fitted(epochs=20, n=16, log_path=tmp_path / "log.csv")
     images, masks, _ = discs(16, 2)
-    found = segmentation.predict(model, images, batch=5)
+    found = training.predict(model, images, batch=5)
     assert found.dtype == np.uint8 and found.shape == masks.shape
     assert dice(found, masks).mean() > 0.9
     log = Log.read(tmp_path / "log.csv")
@@ -144,7 +152,7 @@ def test_the_best_validation_is_returned(tmp_path):
     model = fitted(epochs=8, lr=3e-2, log_path=tmp_path / "log.csv")
     images, masks, _ = discs(4, 1)
     best = max(float(row["val_dice"]) for row in Log.read(tmp_path / "log.csv"))
-    assert dice(segmentation.predict(model, images), masks).mean() == pytest.approx(best, abs=1e-5)
+    assert dice(training.predict(model, images), masks).mean() == pytest.approx(best, abs=1e-5)
 
 
 def weights(model):
@@ -155,15 +163,15 @@ def test_training_is_repeatable_and_depends_on_the_seed():
     images = discs(4, 3)[0]
     first, again, other = fitted(0), fitted(0), fitted(1)
     assert torch.equal(weights(first), weights(again))
-    assert np.array_equal(segmentation.predict(first, images), segmentation.predict(again, images))
+    assert np.array_equal(training.predict(first, images), training.predict(again, images))
     assert not torch.equal(weights(first), weights(other))
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     whole = fitted(epochs=4, log_path=tmp_path / "whole.csv")
-    monkeypatch.setattr(segmentation, "SAVE_AFTER", 0)
+    monkeypatch.setattr(training, "SAVE_AFTER", 0)
     own = {"epochs": 4, "checkpoint": tmp_path / "c.pt", "key": "k", "log_path": tmp_path / "l.csv"}
-    calls, predict = [], segmentation.predict
+    calls, predict = [], training.predict
 
     def stop_at_third(*args):
         calls.append(1)
@@ -171,7 +179,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
             raise KeyboardInterrupt
         return predict(*args)
 
-    monkeypatch.setattr(segmentation, "predict", stop_at_third)
+    monkeypatch.setattr(training, "predict", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         fitted(**own)
     resumed = fitted(**own)
@@ -183,7 +191,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
 def test_told_to_stop_between_two_looks_it_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     whole = fitted(epochs=4, log_path=tmp_path / "whole.csv")
     own = {"epochs": 4, "checkpoint": tmp_path / "c.pt", "key": "k", "log_path": tmp_path / "l.csv"}
-    calls, loss = [], segmentation._loss
+    calls, loss = [], training._loss
 
     def told_at_third(*args):
         calls.append(1)
@@ -191,7 +199,7 @@ def test_told_to_stop_between_two_looks_it_ends_as_an_uninterrupted_one(tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(*args)
 
-    monkeypatch.setattr(segmentation, "_loss", told_at_third)
+    monkeypatch.setattr(training, "_loss", told_at_third)
     with pytest.raises(InputError, match=r"told to stop \(SIGTERM\).* after step 3"):
         fitted(**own)
     resumed = fitted(**own)
@@ -205,8 +213,8 @@ def test_no_batch_is_too_small_for_batch_normalisation(n, batch):
 
 
 def test_steps():
-    assert segmentation.steps_of(70, 10, 16) == 50
-    assert segmentation.steps_of(5, 3, 256) == 3
+    assert training.steps_of(70, 10, 16) == 50
+    assert training.steps_of(5, 3, 256) == 3
 
 
 def test_unusable_arrays_are_refused():
@@ -214,7 +222,7 @@ def test_unusable_arrays_are_refused():
     good = (images, masks)
     for bad in ((images / 255, masks), (images, masks * 255), (images[:0], masks[:0])):
         with pytest.raises(ValueError, match="training part"):
-            segmentation.train("unet", *bad, *good, steps=1, seed=0, **SMALL)
+            training.train("unet", *bad, *good, steps=1, seed=0, **SMALL)
 
 
 HOW = {"epochs": 1, "matched_steps": 3, "tolerance": 0.05, "options": SMALL}
@@ -224,11 +232,30 @@ def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, 
     images, masks, _ = discs(5, 4)
     pairs, how = (images, masks, np.linspace(0, 1, 5)), HOW | {"folder": tmp_path}
     one = cell("controlnet", 3)
-    first = segmentation.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
+    first = cells.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
     assert list(first) == [
-        "network", "method", "amount", "share", "schedule", "seed", "test", "id", "dice", "iou",
-        "iou65", "hd95", "nsd", "brier", "ece", "tp", "fp", "fn", "pairs", "steps",
-        "val_dice"]
+        "network",
+        "method",
+        "amount",
+        "share",
+        "schedule",
+        "seed",
+        "test",
+        "id",
+        "dice",
+        "iou",
+        "iou65",
+        "hd95",
+        "nsd",
+        "brier",
+        "ece",
+        "tp",
+        "fp",
+        "fn",
+        "pairs",
+        "steps",
+        "val_dice",
+    ]
     assert list(first["test"]) == ["S-test"] * 4 + ["clinic"] * 2
     assert list(first["id"]) == ["000", "001", "002", "003", "000", "001"]
     assert set(first["steps"]) == {2} and set(first["pairs"]) == {9}  # 9 in batches of 8
@@ -238,34 +265,53 @@ def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, 
         sizes.append((len(images), options["steps"], options["augmentation"]))
         raise RuntimeError("it trains")
 
-    monkeypatch.setattr(segmentation, "train", refuse)
-    again = segmentation.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
+    monkeypatch.setattr(training, "train", refuse)
+    again = cells.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
     pd.testing.assert_frame_equal(again, first, check_exact=True)
     same = cell("controlnet", 3, schedule="steps")  # the same training under another name
-    shared = segmentation.run_cell(same, parts, pairs, tests, fingerprint="a",
-                                   **how | {"matched_steps": 2})
+    shared = cells.run_cell(
+        same, parts, pairs, tests, fingerprint="a", **how | {"matched_steps": 2}
+    )
     assert shared["dice"].equals(first["dice"]) and set(shared["schedule"]) == {"steps"}
-    for number, changed in ((one, {"fingerprint": "b"}), (one, {"epochs": 2}), (same, {}),
-                            (one, {"tolerance": 0.1}), (cell(), {}), (cell("classical"), {}),
-                            (cell("controlnet", 3, 50), {}), (cell("controlnet", 3, 0), {}),
-                            (cell("controlnet", 3, seed=1), {})):
+    for number, changed in (
+        (one, {"fingerprint": "b"}),
+        (one, {"epochs": 2}),
+        (same, {}),
+        (one, {"tolerance": 0.1}),
+        (cell(), {}),
+        (cell("classical"), {}),
+        (cell("controlnet", 3, 50), {}),
+        (cell("controlnet", 3, 0), {}),
+        (cell("controlnet", 3, seed=1), {}),
+    ):
         with pytest.raises(RuntimeError, match="it trains"):
             changed = how | {"fingerprint": "a"} | changed
-            segmentation.run_cell(number, parts, pairs, tests, **changed)
-    assert sizes == [(9, 2, "flips"), (9, 4, "flips"), (9, 3, "flips"), (9, 2, "flips"),
-                     (6, 1, "flips"), (6, 1, "classical"), (6, 1, "flips"), (3, 1, "flips"),
-                     (9, 2, "flips")]
+            cells.run_cell(number, parts, pairs, tests, **changed)
+    assert sizes == [
+        (9, 2, "flips"),
+        (9, 4, "flips"),
+        (9, 3, "flips"),
+        (9, 2, "flips"),
+        (6, 1, "flips"),
+        (6, 1, "classical"),
+        (6, 1, "flips"),
+        (3, 1, "flips"),
+        (9, 2, "flips"),
+    ]
 
 
 def test_training_parts_are_a_share_of_s_train_and_the_first_or_the_best_pairs():
     images, masks, _ = discs(10, 0)
     made, shapes, _ = discs(5, 4)
     synthetic = made, shapes, [0.1, 0.9, 0.3, 0.9, 0.5]
-    part = segmentation.training_part
-    for one, real, added in ((cell(), 10, []), (cell(share=25), 2, []),
-                             (cell("controlnet", 3), 10, [0, 1, 2]),
-                             (cell("controlnet", 2, 0), 0, [0, 1]),
-                             (cell("controlnet_best", 3), 10, [1, 3, 4])):
+    part = cells.training_part
+    for one, real, added in (
+        (cell(), 10, []),
+        (cell(share=25), 2, []),
+        (cell("controlnet", 3), 10, [0, 1, 2]),
+        (cell("controlnet", 2, 0), 0, [0, 1]),
+        (cell("controlnet_best", 3), 10, [1, 3, 4]),
+    ):
         found = part(one, images, masks, synthetic)
         np.testing.assert_array_equal(found[0], np.concatenate([images[:real], made[added]]))
         np.testing.assert_array_equal(found[1], np.concatenate([masks[:real], shapes[added]]))
@@ -275,22 +321,33 @@ def test_too_few_synthetic_pairs_are_refused():
     images, masks, _ = discs(4, 0)
     for pairs, there in (((images[:3], masks[:3], [1, 1, 1]), 3), (None, 0)):
         with pytest.raises(InputError, match=f"needs 7 .* pix2pixhd; there are {there}"):
-            segmentation.training_part(cell("pix2pixhd_best", 7), images, masks, pairs)
+            cells.training_part(cell("pix2pixhd_best", 7), images, masks, pairs)
 
 
 def test_summary_and_table_by_hand():
-    rows = pd.DataFrame([("unet", "real", 0, 100, "epochs", "S-test", seed, value)
-                         for seed, values in ((0, (0.5, 0.7)), (1, (0.8, 1.0)))
-                         for value in values],
-                        columns=[*segmentation.ARM, "test", "seed", "dice"])
-    rows = rows.assign(**dict.fromkeys(segmentation.MEASURES[1:], 0.5), tp=0.2, fp=[0, 0.4] * 2,
-                       fn=0.0, pairs=6, steps=2, val_dice=0.9)
-    per_seed = segmentation.summary(rows)
+    rows = pd.DataFrame(
+        [
+            ("unet", "real", 0, 100, "epochs", "S-test", seed, value)
+            for seed, values in ((0, (0.5, 0.7)), (1, (0.8, 1.0)))
+            for value in values
+        ],
+        columns=[*cells.ARM, "test", "seed", "dice"],
+    )
+    rows = rows.assign(
+        **dict.fromkeys(cells.MEASURES[1:], 0.5),
+        tp=0.2,
+        fp=[0, 0.4] * 2,
+        fn=0.0,
+        pairs=6,
+        steps=2,
+        val_dice=0.9,
+    )
+    per_seed = cells.summary(rows)
     assert per_seed["dice"].tolist() == pytest.approx([0.6, 0.9])
     assert per_seed["dice_pooled"].tolist() == pytest.approx([0.8 / 1.2] * 2)
     assert per_seed["images"].tolist() == [2, 2] and per_seed["seed"].tolist() == [0, 1]
-    table = segmentation.table2(per_seed)
+    table = cells.table2(per_seed)
     assert len(table) == 1 and table["seeds"].item() == 2 and table["steps"].item() == 2
     assert table["dice_mean"].item() == pytest.approx(0.75)
     assert table["dice_sd"].item() == pytest.approx(0.3 / 2**0.5)
-    assert np.isnan(segmentation.table2(per_seed[:1])["dice_sd"].item())
+    assert np.isnan(cells.table2(per_seed[:1])["dice_sd"].item())

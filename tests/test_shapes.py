@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import outlines, shapes
-from lesionlib.files import ROOT
-from lesionlib.masks import random_masks
+from lesionlib.engine.files import ROOT
+from lesionlib.masks import outlines, shapes
+from lesionlib.masks.recipe import random_masks
 
 REAL = ROOT.parent / "shared" / "data" / "isic256" / "masks"
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from benchmarks import slurm
-from lesionlib import config
-from lesionlib.files import ROOT, read_json
-from lesionlib.grid import of_settings
+from lesionlib.engine import settings as config
+from lesionlib.engine.files import ROOT, read_json
+from lesionlib.segmentation.grid import planned_cells
 
 NAME = "test-slurm"
 pytestmark = pytest.mark.skipif(not slurm.possible(), reason="needs root, slurm-wlm and munge")
@@ -36,13 +36,14 @@ def test_the_study_runs_to_its_end(cluster):
     process = study()
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.strip().splitlines()[-1].startswith("Report: ")
-    cells = of_settings(config.load("smoke"))
+    cells = planned_cells(config.load("smoke"))
     assert {path.stem for path in (run / "cells").glob("*.csv")} == {cell.id for cell in cells}
     assert len(pd.read_csv(run / "tables" / "table2.csv"))
     facts = read_json(run / "logs" / "03_controlnet.json")
     assert facts["outputs"] and facts["cpu_seconds"] > 0
-    finished = subprocess.run(["squeue", "--all", "-h", "-t", "completed", "-o", "%j"],
-                              capture_output=True, text=True).stdout.split()
+    finished = subprocess.run(
+        ["squeue", "--all", "-h", "-t", "completed", "-o", "%j"], capture_output=True, text=True
+    ).stdout.split()
     assert len(finished) >= 8  # seven stages, the grid's shares, the report: each a job of Slurm
     again = study()
     assert "Nothing to be done" in again.stderr + again.stdout
@@ -50,8 +51,8 @@ def test_the_study_runs_to_its_end(cluster):
 
 
 def test_without_slurm_or_profile_it_is_said(monkeypatch):
-    from lesionlib import cli
-    from lesionlib.errors import InputError
+    from lesionlib.engine.errors import InputError
+    from lesionlib.workflow import cli
 
     with pytest.raises(InputError, match="there is no profiles/pbs. Remedy: one of local, slurm"):
         cli.check_cluster("pbs")

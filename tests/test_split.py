@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import phantom, split
-from lesionlib.errors import InputError
-from lesionlib.files import ROOT
+from lesionlib.data import duplicates, phantom, split
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import ROOT
 
 PUBLISHED = ROOT / "config" / "isic2018_split.csv"
 REAL = ROOT.parent / "shared" / "data"
@@ -17,11 +17,11 @@ def lesions(names):
     return pd.DataFrame({"id": [f"i{k}" for k in range(len(names))], "lesion_id": names})
 
 
-NONE = pd.DataFrame(columns=split.PAIRS)
+NONE = pd.DataFrame(columns=duplicates.PAIRS)
 
 
 def pairs(*rows):
-    return pd.DataFrame([(*row, 1.0) for row in rows], columns=split.PAIRS)
+    return pd.DataFrame([(*row, 1.0) for row in rows], columns=duplicates.PAIRS)
 
 
 def test_both_splits_have_the_papers_sizes():
@@ -37,7 +37,7 @@ def test_both_splits_have_the_papers_sizes():
 
 def test_groups_join_lesions_and_pictures_transitively():
     table = lesions(["A", "", "A", "B", "", "", "B"])
-    found = split.groups(table, pairs((2, 4), (4, 3)))
+    found = duplicates.groups(table, pairs((2, 4), (4, 3)))
     same = [set(np.flatnonzero(found == g)) for g in np.unique(found)]
     assert sorted(map(sorted, same)) == [[0, 2, 3, 4, 6], [1], [5]]
 
@@ -46,7 +46,7 @@ def test_audit_counts_what_crosses_by_hand():
     table = lesions(["A", "A", "", "B", "B", ""])
     names = np.array(["G", "S-test", "G", "S-train", "S-train", "S-val"])
     double = pairs((2, 5), (3, 4))
-    found = split.audit(names, table, double, split.groups(table, double)).set_index("border")
+    found = split.audit(names, table, double, duplicates.groups(table, double)).set_index("border")
     assert found.loc["G / S-test"].tolist() == [1, 0, 1]
     assert found.loc["G / S-val"].tolist() == [0, 1, 1]
     assert found["groups"].sum() == 2
@@ -58,7 +58,7 @@ def test_audit_counts_what_crosses_by_hand():
 @pytest.mark.parametrize("seed", range(5))
 def test_grouped_never_crosses_where_uniform_does(seed):
     table = lesions([f"L{k // 4}" for k in range(100)])
-    group = split.groups(table, NONE)
+    group = duplicates.groups(table, NONE)
     crossing = split.audit(split.grouped(group, 0.6, seed), table, NONE, group)
     assert crossing["groups"].sum() == crossing["lesions"].sum() == 0
     uniform = split.audit(split.uniform(100, 0.6, seed), table, NONE, group)
@@ -120,19 +120,19 @@ CHANGES = {
 
 
 def test_different_pictures_are_no_duplicates(pictures):
-    assert split.near_duplicates(pictures).empty
+    assert duplicates.near_duplicates(pictures).empty
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_are_found(pictures, change):
     copies = np.stack([np.ascontiguousarray(CHANGES[change](p)) for p in pictures[:8]])
-    found = split.near_duplicates(np.concatenate([pictures, copies]))
+    found = duplicates.near_duplicates(np.concatenate([pictures, copies]))
     assert set(zip(found["a"], found["b"], strict=True)) == {(k, 40 + k) for k in range(8)}
 
 
 def test_most_small_crops_are_found(pictures):
     copies = np.stack([cropped(p) for p in pictures[:8]])
-    found = split.near_duplicates(np.concatenate([pictures, copies]))
+    found = duplicates.near_duplicates(np.concatenate([pictures, copies]))
     found = set(zip(found["a"], found["b"], strict=True))
     assert found <= {(k, 40 + k) for k in range(8)} and len(found) >= 7
 
@@ -154,7 +154,7 @@ def test_all_known_near_duplicates_of_the_real_images_are_found():
     names = sorted(set(known["id"]) | set(table["id"][table["has_image256"] == "1"][:60]))
     images = [cv2.imread(str(REAL / "isic256" / "images" / f"{name}.jpg")) for name in names]
     images = np.stack([cv2.resize(i, (64, 64), interpolation=cv2.INTER_AREA) for i in images])
-    found = split.near_duplicates(images)
+    found = duplicates.near_duplicates(images)
     found = {frozenset((names[a], names[b])) for a, b in zip(found["a"], found["b"], strict=True)}
     expected = {frozenset(row) for row in known[["id", "near_duplicate_of"]].to_numpy()}
     assert len(expected) == 12 and expected == found

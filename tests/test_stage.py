@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from lesionlib import stage, trace
+from lesionlib.engine import trace
+from lesionlib.workflow import stage
 
 
 def test_without_a_driver_there_are_no_gpus_and_no_energy(monkeypatch):
@@ -48,17 +49,21 @@ def test_peak_of_memory_is_that_of_the_fullest_gpu(monkeypatch):
     assert peak == [900]
 
 
-@pytest.mark.parametrize("said, status, starts", [
-    (stage.NO_KERNEL, 1, stage.ATTEMPTS), ("ZeroDivisionError", 1, 1), ("", 0, 1)])
+@pytest.mark.parametrize(
+    "said, status, starts",
+    [(stage.NO_KERNEL, 1, stage.ATTEMPTS), ("ZeroDivisionError", 1, 1), ("", 0, 1)],
+)
 def test_only_a_kernel_that_never_came_up_is_started_again(
-        tmp_path, monkeypatch, said, status, starts):
+    tmp_path, monkeypatch, said, status, starts
+):
     papermill = tmp_path / "papermill"
     papermill.write_text(f"#!/bin/sh\necho x >> {tmp_path}/starts\necho {said}\nexit {status}\n")
     papermill.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(stage.signal, "signal", lambda *a: None)
     given = argparse.Namespace(
-        notebook="n", executed="e", values="{}", text=str(tmp_path / "log.txt"))
+        notebook="n", executed="e", values="{}", text=str(tmp_path / "log.txt")
+    )
     code, took = stage.papermill(given)
     assert code == status and took["seconds"] >= 0
     assert len((tmp_path / "starts").read_text().split()) == starts

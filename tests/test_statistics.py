@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lesionlib import statistics
+from lesionlib.evaluation import statistics
 
 RUNS = 1000
 
@@ -15,8 +15,10 @@ def draws(rng, seeds, images, of_seeds, of_images, rest, mean=0.0):
     return mean + effects + rng.normal(0, rest, (seeds, images))
 
 
-@pytest.mark.parametrize("seeds, of_seeds, of_images", [
-    (1, 0.0, 0.1), (3, 0.0, 0.1), (5, 0.01, 0.1), (5, 0.03, 0.1), (5, 0.05, 0.02)])
+@pytest.mark.parametrize(
+    "seeds, of_seeds, of_images",
+    [(1, 0.0, 0.1), (3, 0.0, 0.1), (5, 0.01, 0.1), (5, 0.03, 0.1), (5, 0.05, 0.02)],
+)
 def test_the_interval_covers_the_truth_as_often_as_it_says(seeds, of_seeds, of_images, monkeypatch):
     monkeypatch.setattr(statistics, "DRAWS", 400)
     rng, covered = np.random.default_rng(1), 0

@@ -17,9 +17,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from lesionlib import config, controlnet, files, notebooks, phantom, report, synthetic
-from lesionlib.files import ROOT
-from lesionlib.grid import Cell, jobs, of_settings
+from lesionlib.data import phantom
+from lesionlib.engine import files
+from lesionlib.engine import settings as config
+from lesionlib.engine.files import ROOT
+from lesionlib.generators import jobs as processes
+from lesionlib.masks import conditions
+from lesionlib.report import notebooks, pages
+from lesionlib.segmentation.grid import Cell, jobs, planned_cells
 
 pytestmark = pytest.mark.study
 NAME = "test-smoke"
@@ -49,8 +54,10 @@ def pairs_from_elsewhere(folder, seed, n):
 def elsewhere(tmp_path_factory):
     """Arguments that name a further generator, with images for S-test, and a further test set."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    gan, clinic = (pairs_from_elsewhere(folder / name, seed, 14)
-                   for name, seed in (("gan", 71), ("clinic", 72)))
+    gan, clinic = (
+        pairs_from_elsewhere(folder / name, seed, 14)
+        for name, seed in (("gan", 71), ("clinic", 72))
+    )
     phantom.write_dataset(folder / "more", config.load("smoke")["phantoms"], 64, 73, workers=1)
     shutil.copytree(folder / "more" / "ISIC2018_Task1-2_Training_Input", gan / "generated")
     (gan / "trained_on.csv").write_text("id\nanother\n")
@@ -105,7 +112,7 @@ def test_image_quality_has_a_row_per_image_and_method_in_range(finished):
 
 
 def test_segmentation_has_every_cell_of_the_grid_on_both_test_sets(finished):
-    cells = of_settings(config.load("smoke", {"others": {"gan": ""}}))
+    cells = planned_cells(config.load("smoke", {"others": {"gan": ""}}))
     rows = table("segmentation")
     columns = list(vars(cells[0]))
     found = {Cell(*values) for values in rows[columns].itertuples(index=False, name=None)}
@@ -117,8 +124,9 @@ def test_segmentation_has_every_cell_of_the_grid_on_both_test_sets(finished):
 
 
 def test_the_schedules_do_what_they_say(finished):
-    steps = table("table2").pivot(index=["network", "method", "amount"], columns="schedule",
-                                  values="steps")
+    steps = table("table2").pivot(
+        index=["network", "method", "amount"], columns="schedule", values="steps"
+    )
     assert steps["steps"].nunique() == 1 and steps["epochs"].nunique() > 1
     assert steps["epochs"].max() == steps["steps"].iloc[0]
 
@@ -148,7 +156,7 @@ def test_mask_fidelity_has_ceiling_and_chance(finished):
 
 def test_report_and_figures_are_whole_and_offline(finished):
     settings = config.load("smoke", {"others": {"gan": ""}})
-    cells = of_settings(settings)
+    cells = planned_cells(settings)
     index = (RUN / "report" / "index.html").read_text()
     pages = sorted(path.name for path in (RUN / "report").glob("0*.html"))
     assert len(pages) == 7 + len(jobs(cells, settings["cells_per_job"]))
@@ -162,12 +170,20 @@ def test_report_and_figures_are_whole_and_offline(finished):
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's chromium is not installed")
 def test_a_browser_finds_no_error_in_the_report(finished, tmp_path):
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-               f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+    ]
     for page in ("index", "01_data", "06_segmentation"):
         address = (RUN / "report" / f"{page}.html").as_uri()
-        process = subprocess.run(["chromium", *options, address], capture_output=True, text=True,
-                                 timeout=120)
+        process = subprocess.run(
+            ["chromium", *options, address], capture_output=True, text=True, timeout=120
+        )
         assert process.returncode == 0 and "</html>" in process.stdout
         said = [line for line in process.stderr.splitlines() if ":CONSOLE" in line]
         assert not said, page
@@ -195,9 +211,11 @@ def test_a_file_of_the_run_says_what_is_behind_it(finished):
     assert "(as it was written)" in said and "seeds: [0]" in said and "torch 2." in said
     behind = said.partition("and behind them")[2]
     assert all(stage in behind for stage in ("01_data", "02_masks", "03_controlnet", "04_pix2"))
-    for path, maker in (("figures/figure3.png", "07_figures"),
-                        ("synthetic/controlnet/images/000000.png", "03_controlnet"),
-                        ("models/base/unet/diffusion_pytorch_model.safetensors", "03_control")):
+    for path, maker in (
+        ("figures/figure3.png", "07_figures"),
+        ("synthetic/controlnet/images/000000.png", "03_controlnet"),
+        ("models/base/unet/diffusion_pytorch_model.safetensors", "03_control"),
+    ):
         assert f"made by {maker}" in run_all("--why", RUN / path).stdout, path
     process = run_all("--why", ROOT / "README.md")
     assert process.returncode == 2 and "it is in no run's folder" in process.stderr
@@ -216,11 +234,13 @@ def test_every_file_is_as_it_was_written_until_one_is_not(finished):
     lost.with_suffix(".away").rename(lost)
     assert process.returncode == 1
     assert process.stdout.splitlines()[:2] == [
-        f"changed: {path.relative_to(ROOT)}", f"missing: {lost.relative_to(ROOT)}"]
+        f"changed: {path.relative_to(ROOT)}",
+        f"missing: {lost.relative_to(ROOT)}",
+    ]
 
 
 def test_a_second_run_in_one_folder_is_told_who_holds_it(finished, elsewhere):
-    with files.held(RUN):
+    with files.run_lock(RUN):
         process = run_all(*elsewhere)
     assert process.returncode == 2
     assert f"another run is at work in this folder (process {os.getpid()} on " in process.stderr
@@ -234,8 +254,13 @@ def killed(name, moments, arguments):
     """
     command = ["./run_all.sh", "--preset", "smoke", "--name", name, *map(str, arguments)]
     for moment in moments:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         began = time.monotonic()
         while process.poll() is None:
             if isinstance(moment, str) and any((ROOT / "runs" / name).glob(moment)):
@@ -244,14 +269,20 @@ def killed(name, moments, arguments):
                 break
             time.sleep(0.02)
         ended = process.poll() is not None
-        every = [] if ended else [psutil.Process(process.pid),
-                                  *psutil.Process(process.pid).children(recursive=True)]
+        every = (
+            []
+            if ended
+            else [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]
+        )
         at_work = set()
         for one in every:
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = one.cmdline()
-                if "lesionlib.stage" in line:
-                    at_work.add(Path(line[line.index("lesionlib.stage") + 2]).stem)
+                if "lesionlib.workflow.stage" in line:
+                    at_work.add(Path(line[line.index("lesionlib.workflow.stage") + 2]).stem)
                 one.kill()
         process.wait()
         yield moment, "ended before" if ended else ", ".join(sorted(at_work)) or "between stages"
@@ -267,15 +298,29 @@ def results(name):
 
 def differences(one, other):
     """Lines in which the results of two runs differ, without those that agree."""
-    found = [{file: text.splitlines(keepends=True) for file, text in results(name).items()}
-             for name in (one, other)]
-    return [line for file in sorted(set().union(*found)) for line in difflib.unified_diff(
-        *(files.get(file, ["no such file"]) for files in found), file, file, n=0)]
+    found = [
+        {file: text.splitlines(keepends=True) for file, text in results(name).items()}
+        for name in (one, other)
+    ]
+    return [
+        line
+        for file in sorted(set().union(*found))
+        for line in difflib.unified_diff(
+            *(files.get(file, ["no such file"]) for files in found), file, file, n=0
+        )
+    ]
 
 
 def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere):
-    name, moments = "test-killed", ["data/*.npy", "checkpoints/controlnet/checkpoint.pt",
-                                    "synthetic/*/images/000002.png", "cells/*-epochs-*.csv"]
+    name, moments = (
+        "test-killed",
+        [
+            "data/*.npy",
+            "checkpoints/controlnet/checkpoint.pt",
+            "synthetic/*/images/000002.png",
+            "cells/*-epochs-*.csv",
+        ],
+    )
     kills = list(killed(name, moments, elsewhere))
     assert [one for one in kills if one[1] != "ended before"] == kills
     assert not differences(NAME, name)
@@ -284,13 +329,18 @@ def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere
 
 def test_the_readmes_lines_run_the_study_without_snakemake(tmp_path):
     text = (ROOT / "README.md").read_text()
-    lines = next(block for block in re.findall("```bash\n(.*?)```", text, re.S)
-                 if "papermill" in block)
+    lines = next(
+        block for block in re.findall("```bash\n(.*?)```", text, re.S) if "papermill" in block
+    )
     lines = lines.replace("runs/mine", "runs/test-plain").replace("settings.yaml", "test.yaml")
     run = ROOT / "runs" / "test-plain"
     shutil.rmtree(run, ignore_errors=True)
-    process = subprocess.run(["bash", "-euc", lines.replace("/tmp/", f"{tmp_path}/")], cwd=ROOT,
-                             capture_output=True, text=True)
+    process = subprocess.run(
+        ["bash", "-euc", lines.replace("/tmp/", f"{tmp_path}/")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     (ROOT / "test.yaml").unlink(missing_ok=True)
     assert process.returncode == 0, process.stderr[-3000:]
     assert len(list(tmp_path.glob("0*.ipynb"))) == 7 and (run / "figures" / "figure4.png").exists()
@@ -313,23 +363,25 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_tables(finished, 
 
 
 def test_changes_to_a_generator_are_measured_once_and_sampling_needs_no_training(
-        finished, tmp_path):
-    plan, ladder = tmp_path / "plan.yaml", RUN / "ladder"
+    finished, tmp_path
+):
+    plan, ablation = tmp_path / "plan.yaml", RUN / "ablation"
     plan.write_text(
         "preset: smoke\nsettings: {base_steps: 2, controlnet_steps: 2}\nrungs:\n  controlnet:\n"
         "  - {name: start, kept: true}\n"
         "  - {name: more noise, kept: false, change: {ddim_eta: 1.0}}\n"
-        "  pix2pixhd:\n  - {name: start, kept: true, change: {pix2pixhd_steps: 2}}\n")
-    command = [sys.executable, "-m", "lesionlib.ladder", str(RUN), str(plan)]
+        "  pix2pixhd:\n  - {name: start, kept: true, change: {pix2pixhd_steps: 2}}\n"
+    )
+    command = [sys.executable, "-m", "lesionlib.ablation", str(RUN), str(plan)]
     assert subprocess.run(command, cwd=ROOT).returncode == 0
     found = pd.read_csv(plan.with_suffix(".csv"))
-    assert found["rung"].tolist() == ["real images", "start", "more noise", "start"]
+    assert found["variant"].tolist() == ["real images", "start", "more noise", "start"]
     assert found[["kid", "mask_fidelity"]].notna().all(axis=None)
-    assert len([path for path in ladder.iterdir() if path.is_dir()]) == 2
-    before = {path: path.stat().st_mtime_ns for path in ladder.rglob("*")}
+    assert len([path for path in ablation.iterdir() if path.is_dir()]) == 2
+    before = {path: path.stat().st_mtime_ns for path in ablation.rglob("*")}
     assert subprocess.run(command, cwd=ROOT).returncode == 0
-    assert before == {path: path.stat().st_mtime_ns for path in ladder.rglob("*")}
-    made = [np.load(path) for path in sorted(ladder.glob("*.npy"))]
+    assert before == {path: path.stat().st_mtime_ns for path in ablation.rglob("*")}
+    made = [np.load(path) for path in sorted(ablation.glob("*.npy"))]
     assert len(made) == 3 and not (made[0] == made[1]).all()
 
 
@@ -357,8 +409,11 @@ def test_a_lost_cell_is_trained_and_the_others_are_read_back(finished, elsewhere
     lost = "unet-controlnet-8-share100-epochs-seed0"
     cells = RUN / "checkpoints" / "cells"
     before = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.csv")}
-    kept = next(path for path in cells.glob("*.csv")
-                if json.loads(Path(f"{path}.json").read_text())["cell"] == lost)
+    kept = next(
+        path
+        for path in cells.glob("*.csv")
+        if json.loads(Path(f"{path}.json").read_text())["cell"] == lost
+    )
     for path in (RUN / "cells" / f"{lost}.csv", kept):
         path.unlink()
     assert run_all(*elsewhere).returncode == 0
@@ -386,16 +441,24 @@ def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished, else
 
 def test_sampling_in_shards_changes_no_image(finished, tmp_path, monkeypatch):
     settings = config.load("smoke")
-    masks, prompts, _ = synthetic.asked(RUN)
+    masks, prompts, _ = conditions.load(RUN)
     how = dict(steps=2, eta=0.0, guidance=settings["guidance"], precision="no", batch=4)
-    job = dict(masks=str(RUN / "data" / "conditions.npy"), prompts=prompts, base="", control=True,
-               how=how, seed=3, model="m", settings={})
+    job = dict(
+        masks=str(RUN / "data" / "conditions.npy"),
+        prompts=prompts,
+        base="",
+        control=True,
+        how=how,
+        seed=3,
+        model="m",
+        settings={},
+    )
     for number in (1, 2):
         for index in range(number):
             state = type("State", (), {"process_index": index, "num_processes": number})
             monkeypatch.setattr(accelerate, "PartialState", state)
             before = len(list(tmp_path.glob(f"{number}/images/*.png")))
-            controlnet.sample_job(RUN, job | {"folder": str(tmp_path / str(number))})
+            processes.sample_job(RUN, job | {"folder": str(tmp_path / str(number))})
             assert len(list(tmp_path.glob(f"{number}/images/*.png"))) > before
     one, two = (sorted((tmp_path / str(n)).rglob("*.png")) for n in (1, 2))
     assert len(one) == len(two) == 2 * len(masks)
@@ -404,28 +467,38 @@ def test_sampling_in_shards_changes_no_image(finished, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_launched_training_in_two_processes_is_what_the_notebook_goes_on_with(finished):
-    command = ("accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
-               "--dynamo_backend no")
+    command = (
+        "accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
+        "--dynamo_backend no"
+    )
     name = "test-launch"
     process = run_all("--until", "controlnet", "--config", f"launch={command}", name=name)
     assert process.returncode == 0, process.stderr[-3000:]
-    logs = [pd.read_csv(ROOT / "runs" / run / "checkpoints" / "controlnet" / "watch.csv")
-            for run in (NAME, name)]
+    logs = [
+        pd.read_csv(ROOT / "runs" / run / "checkpoints" / "controlnet" / "validations.csv")
+        for run in (NAME, name)
+    ]
     painted = pd.read_csv(ROOT / "runs" / name / "synthetic" / "controlnet" / "manifest.csv")
     shutil.rmtree(ROOT / "runs" / name)
     np.testing.assert_allclose(*(log["held_out_loss"] for log in logs), rtol=1e-3)
     assert len(painted) == max(config.load("smoke")["synthetic_amounts"])
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--config", "imagesize=3"], "did you mean 'image_size'"),
-    (["--config", "epochs"], "is not KEY=VALUE"),
-    (["--images", "nowhere"], "nowhere: this does not exist. Remedy: correct --images"),
-    (["--synthetic", "gan=nowhere"], "images: this folder does not exist. Remedy: correct --synth"),
-    (["--external", "clinic"], "'clinic' is not NAME=DIR"),
-    (["--synthetic", "real=tests"], "setting 'others'"),
-    (["--images", "tests"], "without --masks. Remedy: give --images DIR --masks DIR"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--config", "imagesize=3"], "did you mean 'image_size'"),
+        (["--config", "epochs"], "is not KEY=VALUE"),
+        (["--images", "nowhere"], "nowhere: this does not exist. Remedy: correct --images"),
+        (
+            ["--synthetic", "gan=nowhere"],
+            "images: this folder does not exist. Remedy: correct --synth",
+        ),
+        (["--external", "clinic"], "'clinic' is not NAME=DIR"),
+        (["--synthetic", "real=tests"], "setting 'others'"),
+        (["--images", "tests"], "without --masks. Remedy: give --images DIR --masks DIR"),
+    ],
+)
 def test_wrong_arguments_are_one_clear_error(arguments, said):
     process = run_all(*arguments, name="test-wrong")
     assert process.returncode == 2 and said in process.stderr
@@ -439,8 +512,17 @@ def test_a_damaged_pair_stops_the_run_with_one_clear_message_if_asked_to(tmp_pat
     masks = tmp_path / "ISIC2018_Task1_Training_GroundTruth"
     broken = sorted(images.iterdir())[3]
     broken.write_bytes(broken.read_bytes()[:500])
-    process = run_all("--images", images, "--masks", masks, "--until", "data", "--config",
-                      "bad_inputs=stop", name="test-broken")
+    process = run_all(
+        "--images",
+        images,
+        "--masks",
+        masks,
+        "--until",
+        "data",
+        "--config",
+        "bad_inputs=stop",
+        name="test-broken",
+    )
     executed = ROOT / "runs" / "test-broken" / "notebooks" / "01_data.ipynb"
     assert process.returncode != 0 and executed.exists()
     shutil.rmtree(ROOT / "runs" / "test-broken")
@@ -459,19 +541,38 @@ def test_names_and_labels_of_inputs_are_text_in_the_pages_never_markup(tmp_path)
     labels = pd.DataFrame({"id": [evil + "2", *names[:3]], "diagnosis": "nevus", "site": evil})
     labels.to_csv(tmp_path / "labels.csv", index=False)
     name = "test-evil"
-    process = run_all("--images", images, "--masks", masks, "--table", tmp_path / "labels.csv",
-                      "--until", "data", name=name)
+    process = run_all(
+        "--images",
+        images,
+        "--masks",
+        masks,
+        "--table",
+        tmp_path / "labels.csv",
+        "--until",
+        "data",
+        name=name,
+    )
     assert process.returncode == 0, process.stderr[-2000:]
-    report.write_pages(ROOT / "runs" / name)
+    pages.write_pages(ROOT / "runs" / name)
     page = (ROOT / "runs" / name / "report" / "01_data.html").read_text()
     shutil.rmtree(ROOT / "runs" / name)
     assert "&lt;img src=x onerror" in page and "<img src=x" not in page
 
 
 def test_a_notebook_run_too_early_names_its_predecessor(tmp_path):
-    command = [sys.executable, "-m", "papermill", "notebooks/02_masks.ipynb",
-               str(tmp_path / "out.ipynb"), "-p", "run", str(tmp_path / "run"),
-               "--cwd", "notebooks", "--no-progress-bar"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/02_masks.ipynb",
+        str(tmp_path / "out.ipynb"),
+        "-p",
+        "run",
+        str(tmp_path / "run"),
+        "--cwd",
+        "notebooks",
+        "--no-progress-bar",
+    ]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode != 0
     assert "run notebooks/01_data.ipynb first" in process.stderr

@@ -5,10 +5,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lesionlib import files, prompts, provenance, synthetic
-from lesionlib.data import Study
-from lesionlib.errors import InputError
-from lesionlib.masks import random_masks
+from lesionlib.data import prompts
+from lesionlib.data.dataset import Study
+from lesionlib.engine import files, provenance
+from lesionlib.engine.errors import InputError
+from lesionlib.generators import sets
+from lesionlib.masks import conditions
+from lesionlib.masks.recipe import random_masks
 
 MASKS = np.zeros((5, 8, 8), np.uint8)
 MASKS[:, 2:5, 3:6] = 1
@@ -26,19 +29,19 @@ def pictures(indices, log=None):
 
 def fill(folder, key="k", make=pictures, **options):
     options = dict(seed=3, model="abc", settings={"steps": 2}) | options
-    synthetic.fill(folder, MASKS, [f"p{i}" for i in range(5)], make, key, "test", **options)
+    sets.fill(folder, MASKS, [f"p{i}" for i in range(5)], make, key, "test", **options)
 
 
 def test_what_is_filled_is_loaded(tmp_path):
     fill(tmp_path)
-    images, masks, fingerprint = synthetic.load(tmp_path, "03_controlnet")
+    images, masks, fingerprint = sets.load(tmp_path, "03_controlnet")
     np.testing.assert_array_equal(images, list(pictures(range(5))))
     np.testing.assert_array_equal(masks, MASKS)
     assert len(fingerprint) == 16
 
 
 def test_every_image_carries_where_it_comes_from(tmp_path):
-    fill(tmp_path, judge=lambda images, masks: images[:, 0, 0, 0] / 100)
+    fill(tmp_path, segmenter=lambda images, masks: images[:, 0, 0, 0] / 100)
     table = pd.read_csv(tmp_path / "manifest.csv")
     assert table["mask_fidelity"].tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
     assert (table["seed"] == 3).all() and (table["model"] == "abc").all()
@@ -57,7 +60,7 @@ def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path):
     with pytest.raises(RuntimeError):
         fill(tmp_path / "a", make=dies)
     with pytest.raises(InputError, match="run notebooks/03_controlnet"):
-        synthetic.load(tmp_path / "a", "03_controlnet")
+        sets.load(tmp_path / "a", "03_controlnet")
     (tmp_path / "a" / "images" / "000001.png").unlink()  # a gap, as several processes leave it
     made = []
     fill(tmp_path / "a", make=lambda indices: pictures(indices, made))
@@ -73,9 +76,15 @@ def test_another_key_makes_all_anew(tmp_path):
     assert made == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("image", [
-    np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 90, np.uint8),
-    np.arange(192, dtype=np.uint8).reshape(8, 8, 3) % 5], ids=["black", "constant", "almost black"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8, 3), np.uint8),
+        np.full((8, 8, 3), 90, np.uint8),
+        np.arange(192, dtype=np.uint8).reshape(8, 8, 3) % 5,
+    ],
+    ids=["black", "constant", "almost black"],
+)
 def test_an_image_that_shows_nothing_stops_the_run_and_is_named(tmp_path, image):
     with pytest.raises(InputError, match=r"000000\.png.*black or constant image"):
         fill(tmp_path, make=lambda indices: iter([image] * 5))
@@ -88,16 +97,16 @@ def test_a_damaged_file_of_a_set_is_named(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(InputError, match=f"{path.name}: it was cut short or changed"):
-        synthetic.load(tmp_path, "03_controlnet")
+        sets.load(tmp_path, "03_controlnet")
 
 
 def test_tables_say_whether_the_vgg_loss_was_on(tmp_path):
-    assert synthetic.remark(tmp_path, "controlnet") == ""
+    assert sets.remark(tmp_path, "controlnet") == ""
     for vgg, said in ((True, ""), (False, "no VGG loss")):
         path = tmp_path / "models" / "pix2pixhd" / "model.safetensors"
         files.write_json(path, vgg)
         provenance.record(path, parameters={"vgg": vgg})
-        assert synthetic.remark(tmp_path, "pix2pixhd") == said
+        assert sets.remark(tmp_path, "pix2pixhd") == said
 
 
 def test_what_is_asked_for_is_written_and_sizes_in_prompts_are_those_of_the_masks(tmp_path):
@@ -107,15 +116,15 @@ def test_what_is_asked_for_is_written_and_sizes_in_prompts_are_those_of_the_mask
     wishes = tmp_path / "wishes.csv"
     wishes.write_text("diagnosis,streaks,weight\nmelanoma,1,1\n")
     common = dict(n=6, size=32, mode="paper", seed=1, prompt="full", details=["size"])
-    masks, texts = synthetic.ask(tmp_path, study, draw=str(wishes), **common)
+    masks, texts = conditions.draw(tmp_path, study, draw=str(wishes), **common)
     start = "a dermoscopic image of a melanoma with streaks, "
     assert texts == [start + prompts.lesion_size(mask) for mask in masks]
     assert len({text for text in texts}) > 1
-    shapes, written, fingerprint = synthetic.asked(tmp_path)
+    shapes, written, fingerprint = conditions.load(tmp_path)
     assert np.array_equal(shapes, masks) and written == texts
-    masks_again, plain = synthetic.ask(tmp_path, study, draw="joint", **common)
+    masks_again, plain = conditions.draw(tmp_path, study, draw="joint", **common)
     assert np.array_equal(masks_again, masks) and all(" nevus, " in text for text in plain)
-    assert synthetic.asked(tmp_path)[2] != fingerprint
+    assert conditions.load(tmp_path)[2] != fingerprint
 
 
 def test_control_sets_change_one_thing_each(tmp_path):
@@ -124,11 +133,16 @@ def test_control_sets_change_one_thing_each(tmp_path):
     real = random_masks(30, 32, seed=5)
     study = Study(np.zeros((30, 32, 32, 3), np.uint8), real, labels, "f")
     common = dict(prompt="full", details=["size"])
-    masks, texts = synthetic.ask(tmp_path, study, n=6, size=32, mode="paper", seed=1, draw="joint",
-                                 **common)
-    for name, same_masks in {"base": True, "controlnet_empty": True, "controlnet_real": False,
-                             "controlnet_fitted": False}.items():
-        shapes, words = synthetic.varied(tmp_path, study, name, 4, **common)
+    masks, texts = conditions.draw(
+        tmp_path, study, n=6, size=32, mode="paper", seed=1, draw="joint", **common
+    )
+    for name, same_masks in {
+        "base": True,
+        "controlnet_empty": True,
+        "controlnet_real": False,
+        "controlnet_fitted": False,
+    }.items():
+        shapes, words = conditions.vary(tmp_path, study, name, 4, **common)
         assert shapes.shape == (4, 32, 32) and len(words) == 4
         assert np.array_equal(shapes, masks[:4]) == same_masks
         if name == "controlnet_empty":
@@ -136,5 +150,7 @@ def test_control_sets_change_one_thing_each(tmp_path):
         elif same_masks:
             assert words == texts[:4]
         else:  # the same labels, with the size of the other mask
-            assert words == [f"{text.rpartition(', ')[0]}, {prompts.lesion_size(shape)}"
-                             for text, shape in zip(texts, shapes, strict=False)]
+            assert words == [
+                f"{text.rpartition(', ')[0]}, {prompts.lesion_size(shape)}"
+                for text, shape in zip(texts, shapes, strict=False)
+            ]

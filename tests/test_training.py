@@ -13,9 +13,9 @@ import torch
 from small_base import train
 from torch import nn
 
-from lesionlib import training
-from lesionlib.errors import InputError
-from lesionlib.files import ROOT, Log
+from lesionlib.engine import training
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import ROOT, Log
 
 SCRIPT = ROOT / "tests" / "small_base.py"
 
@@ -23,18 +23,28 @@ SCRIPT = ROOT / "tests" / "small_base.py"
 def start(kind, folder, *before, steps=12):
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "LESIONLIB_QUIET": "1", "PYTHONPATH": str(ROOT)}
+        "OMP_NUM_THREADS": "1",
+        "LESIONLIB_QUIET": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [*(before or [sys.executable]), str(SCRIPT), kind, str(folder), str(steps)]
-    return subprocess.Popen(command, env=environment, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def rows(folder) -> int:
     return sum(len(Log.read(path)) for path in folder.rglob("log.csv"))
 
 
-@pytest.mark.parametrize("kind, after", [("controlnet", (2, 5)), ("base", (3,)),
-                                         ("pix2pixhd", (2, 9))])
+@pytest.mark.parametrize(
+    "kind, after", [("controlnet", (2, 5)), ("base", (3,)), ("pix2pixhd", (2, 9))]
+)
 def test_killed_at_any_moment_it_ends_with_the_same_weights(kind, after, tmp_path):
     whole = train(kind, tmp_path / "whole")
     folder, kills = tmp_path / "killed", 0
@@ -55,8 +65,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(kind, after, tmp_pat
         assert path.read_text() == (folder / path.relative_to(tmp_path / "whole")).read_text()
 
 
-@pytest.mark.parametrize("kind, number", [("controlnet", signal.SIGTERM),
-                                          ("pix2pixhd", signal.SIGUSR1)])
+@pytest.mark.parametrize(
+    "kind, number", [("controlnet", signal.SIGTERM), ("pix2pixhd", signal.SIGUSR1)]
+)
 def test_told_to_stop_it_writes_its_checkpoint_and_goes_on_there(kind, number, tmp_path):
     steps, stopped = 60, tmp_path / "stopped"  # enough for the signal to come in time
     process = start(kind, stopped, steps=steps)
@@ -76,8 +87,17 @@ def test_told_to_stop_it_writes_its_checkpoint_and_goes_on_there(kind, number, t
 
 
 def test_a_damaged_checkpoint_is_named_and_set_aside_never_used(tmp_path, capsys):
-    path, state = tmp_path / "checkpoint.pt", {"record": {"a": 1}, "step": 3, "x": {
-        "w": torch.arange(8.0), "half": [torch.ones(2, dtype=torch.bfloat16), None, True]}}
+    path, state = (
+        tmp_path / "checkpoint.pt",
+        {
+            "record": {"a": 1},
+            "step": 3,
+            "x": {
+                "w": torch.arange(8.0),
+                "half": [torch.ones(2, dtype=torch.bfloat16), None, True],
+            },
+        },
+    )
     training.save_checkpoint(path, **state)
     assert training.load_checkpoint(path, {"a": 1})["step"] == 3
     assert training.load_checkpoint(path, {"a": 2}) is None and path.exists()
@@ -125,8 +145,20 @@ def test_a_malicious_checkpoint_is_set_aside_and_does_nothing(tmp_path):
 
 def test_two_processes_share_a_batch_and_reach_the_same_loss(tmp_path):
     train("controlnet", tmp_path / "one")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     process = start("controlnet", tmp_path / "two", *launch)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said[-2000:]
@@ -174,7 +206,7 @@ def test_average_by_hand(tmp_path):
         seen.append(model.a.item())
         return (model(1.0) - 1) ** 2
 
-    averaged = fit(tmp_path / "ema", loss, ema=0.5, watch=watch).a.item()
+    averaged = fit(tmp_path / "ema", loss, ema=0.5, validate=watch).a.item()
     plain = fit(tmp_path / "plain").a.item()
     weights, shadow = [*seen[1:], plain], 0.0
     for n, weight in enumerate(weights, 1):  # diffusers: decay (1 + n) / (10 + n) until it is 0.5
@@ -190,9 +222,9 @@ def test_looking_changes_nothing_and_is_logged(tmp_path):
         steps.append(step)
         return {"value": step / 3}
 
-    looked = fit(tmp_path / "a", watch=watch, watch_every=3, ema=0.9).a.item()
+    looked = fit(tmp_path / "a", validate=watch, validate_every=3, ema=0.9).a.item()
     assert looked == fit(tmp_path / "b", ema=0.9).a.item() and steps == [0, 3, 4]
-    assert [row["step"] for row in Log.read(tmp_path / "a" / "watch.csv")] == ["0", "3", "4"]
+    assert [row["step"] for row in Log.read(tmp_path / "a" / "validations.csv")] == ["0", "3", "4"]
 
 
 def test_gradients_are_averaged_over_accumulated_batches(tmp_path):

@@ -4,31 +4,48 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionlib import data, verdict
+from lesionlib.data import dataset
+from lesionlib.evaluation import claims
 
 
-def made_up(gains: dict, seeds=5, images=150, noise=0.01, of_seeds=0.002, draw=0,
-            schedule="epochs"):
+def made_up(
+    gains: dict, seeds=5, images=150, noise=0.01, of_seeds=0.002, draw=0, schedule="epochs"
+):
     """Rows of a run whose arms differ from S alone by `gains` {(method, amount[, share]): gain}."""
     rng, rows = np.random.default_rng(draw), []
     base = rng.normal(0.8, 0.1, images)
     for (method, amount, *share), gain in ({("real", 0): 0.0} | gains).items():
         for seed in range(seeds):
             dice = base + gain + rng.normal(0, of_seeds) + rng.normal(0, noise, images)
-            rows.append(pd.DataFrame({"network": "unet", "method": method, "amount": amount,
-                                      "share": (share or [100])[0], "schedule": schedule,
-                                      "seed": seed, "id": np.arange(images), "dice": dice}))
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "network": "unet",
+                        "method": method,
+                        "amount": amount,
+                        "share": (share or [100])[0],
+                        "schedule": schedule,
+                        "seed": seed,
+                        "id": np.arange(images),
+                        "dice": dice,
+                    }
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 
 def verdicts(gains, **options):
-    table = verdict.claims(made_up(gains, **options)).set_index("claim")
+    table = claims.table2_claims(made_up(gains, **options)).set_index("claim")
     table.index = table.index.str.removesuffix(" (equal epochs)")
     return table["verdict"].to_dict(), table["sentence"]
 
 
-BOTH = {("controlnet", 10): 0.05, ("controlnet", 50): 0.05, ("pix2pixhd", 10): 0.01,
-        ("pix2pixhd", 50): 0.048}
+BOTH = {
+    ("controlnet", 10): 0.05,
+    ("controlnet", 50): 0.05,
+    ("pix2pixhd", 10): 0.01,
+    ("pix2pixhd", 50): 0.048,
+}
 
 
 def test_what_is_there_is_confirmed_and_what_is_not_is_not():
@@ -39,7 +56,8 @@ def test_what_is_there_is_confirmed_and_what_is_not_is_not():
         "10 ControlNet pairs improve the U-Net": "confirmed",
         "50 ControlNet pairs improve the U-Net": "confirmed",
         "50 ControlNet pairs help the U-Net more than 10": "not confirmed",
-        "10 ControlNet pairs help the U-Net more than 10 of Pix2PixHD": "confirmed"}
+        "10 ControlNet pairs help the U-Net more than 10 of Pix2PixHD": "confirmed",
+    }
     first = sentences["10 ControlNet pairs improve the U-Net"]
     assert "confirmed. Difference +0.048, 95 % interval +0.043 to +0.052" in first
     assert "n = 150 images, 5 seeds" in first
@@ -57,58 +75,94 @@ def test_a_small_noisy_study_resolves_nothing_and_says_what_it_could_have_shown(
     assert all("this design would have shown 0." in text for text in sentences)
 
 
-@pytest.mark.parametrize("low, high, p, said", [
-    (0.01, 0.03, 0.01, "confirmed"), (0.01, 0.03, 0.20, "not resolvable"),
-    (-0.01, 0.004, 0.5, "not confirmed"), (-0.01, 0.03, 0.3, "not resolvable")])
+@pytest.mark.parametrize(
+    "low, high, p, said",
+    [
+        (0.01, 0.03, 0.01, "confirmed"),
+        (0.01, 0.03, 0.20, "not resolvable"),
+        (-0.01, 0.004, 0.5, "not confirmed"),
+        (-0.01, 0.03, 0.3, "not resolvable"),
+    ],
+)
 def test_verdicts_by_hand(low, high, p, said):
-    assert verdict.of({"low": low, "high": high}, p) == said
+    assert claims.verdict({"low": low, "high": high}, p) == said
 
 
 def test_a_run_without_synthetic_arms_judges_nothing():
-    assert verdict.claims(made_up({})).empty
-    only_one = verdict.claims(made_up({("controlnet", 10): 0.02}))
+    assert claims.table2_claims(made_up({})).empty
+    only_one = claims.table2_claims(made_up({("controlnet", 10): 0.02}))
     assert only_one["claim"].tolist() == ["10 ControlNet pairs improve the U-Net (equal epochs)"]
 
 
-@pytest.mark.parametrize("longer, equal, said", [
-    (0.05, 0.05, "better, also with equal optimiser steps"),
-    (0.05, 0.0, "the gain does not survive equal training"),
-    (0.0, 0.05, "better with equal optimiser steps, though not with equal epochs"),
-    (0.0, 0.0, "not shown to be better under either schedule")])
+@pytest.mark.parametrize(
+    "longer, equal, said",
+    [
+        (0.05, 0.05, "better, also with equal optimiser steps"),
+        (0.05, 0.0, "the gain does not survive equal training"),
+        (0.0, 0.05, "better with equal optimiser steps, though not with equal epochs"),
+        (0.0, 0.0, "not shown to be better under either schedule"),
+    ],
+)
 def test_what_survives_equal_training_is_said(longer, equal, said):
-    rows = pd.concat([made_up({("controlnet", 10): gain}, schedule=name, draw=i)
-                      for i, (name, gain) in enumerate((("epochs", longer), ("steps", equal)))])
-    lines = verdict.survival(verdict.claims(rows))
+    rows = pd.concat(
+        [
+            made_up({("controlnet", 10): gain}, schedule=name, draw=i)
+            for i, (name, gain) in enumerate((("epochs", longer), ("steps", equal)))
+        ]
+    )
+    lines = claims.survival(claims.table2_claims(rows))
     assert len(lines) == 1 and lines[0].startswith("U-Net, controlnet 10 against real 0: ")
     assert said in lines[0]
-    assert verdict.survival(verdict.claims(made_up({("controlnet", 10): 0.05}))) == []
+    assert claims.survival(claims.table2_claims(made_up({("controlnet", 10): 0.05}))) == []
 
 
 def test_controls_are_compared_with_what_they_change_and_say_which_way():
-    rows = made_up({("classical", 0): 0.03, ("controlnet", 10): 0.02, ("controlnet", 50): 0.03,
-                    ("controlnet", 50, 0): -0.2, ("controlnet_real", 10): 0.02, ("base", 10): -0.1,
-                    ("controlnet_best", 10): 0.06}, schedule="steps", noise=0.003, of_seeds=0.0005)
-    table = verdict.controls(rows, ["controlnet", "pix2pixhd"]).set_index("comparison")
+    rows = made_up(
+        {
+            ("classical", 0): 0.03,
+            ("controlnet", 10): 0.02,
+            ("controlnet", 50): 0.03,
+            ("controlnet", 50, 0): -0.2,
+            ("controlnet_real", 10): 0.02,
+            ("base", 10): -0.1,
+            ("controlnet_best", 10): 0.06,
+        },
+        schedule="steps",
+        noise=0.003,
+        of_seeds=0.0005,
+    )
+    table = claims.controls(rows, ["controlnet", "pix2pixhd"]).set_index("comparison")
     assert table["verdict"].to_dict() == {
         "classical augmentation against none": "better",
         "controlnet: few pairs against classical augmentation": "worse",
         "controlnet: synthetic pairs only against real ones only": "worse",
         "real masks re-used against the main masks": "equivalent",
         "controlnet: filtered by mask fidelity against unfiltered": "better",
-        "images without control against the ControlNet's": "worse"}
+        "images without control against the ControlNet's": "worse",
+    }
     assert (table["p_holm"] >= table["p"]).all()
 
 
 def test_the_low_data_curve_compares_with_the_same_share_alone():
-    gains = {("real", 0, 10): -0.2, ("controlnet", 5, 10): -0.1, ("controlnet", 5): 0.0,
-             ("controlnet", 50): 0.02, ("controlnet_real", 5): 0.5, ("classical", 0): 0.4,
-             ("controlnet", 50, 0): -0.3}
-    curve = verdict.low_data(made_up(gains, schedule="steps"))
+    gains = {
+        ("real", 0, 10): -0.2,
+        ("controlnet", 5, 10): -0.1,
+        ("controlnet", 5): 0.0,
+        ("controlnet", 50): 0.02,
+        ("controlnet_real", 5): 0.5,
+        ("classical", 0): 0.4,
+        ("controlnet", 50, 0): -0.3,
+    }
+    curve = claims.low_data(made_up(gains, schedule="steps"))
     assert list(zip(curve["share"], curve["arm"], strict=True)) == [
-        (10, "real"), (10, "controlnet"), (100, "real"), (100, "controlnet")]
+        (10, "real"),
+        (10, "controlnet"),
+        (100, "real"),
+        (100, "controlnet"),
+    ]
     assert curve["dice"].round(1).tolist() == [0.6, 0.7, 0.8, 0.8]
     assert curve["difference"].round(2).tolist()[1::2] == [0.1, 0.0]
-    assert verdict.low_data(made_up({("controlnet", 5): 0.1})).empty
+    assert claims.low_data(made_up({("controlnet", 5): 0.1})).empty
 
 
 def quality(better, n=60):
@@ -116,19 +170,31 @@ def quality(better, n=60):
     rng, rows = np.random.default_rng(0), []
     for method, sign in (("controlnet", 1), ("pix2pixhd", 0)):
         gain = better * sign + rng.normal(0, 1, n)
-        rows.append(pd.DataFrame({"method": method, "id": np.arange(n), "mse": 0.1 - 0.01 * gain,
-                                  "psnr_255": 58 + gain, "ssim": 0.5 + 0.1 * gain}))
+        rows.append(
+            pd.DataFrame(
+                {
+                    "method": method,
+                    "id": np.arange(n),
+                    "mse": 0.1 - 0.01 * gain,
+                    "psnr_255": 58 + gain,
+                    "ssim": 0.5 + 0.1 * gain,
+                }
+            )
+        )
     return pd.concat(rows)
 
 
-@pytest.mark.parametrize("better, said", [
-    (2, "confirmed"), (-2, "not confirmed"), (0, "not resolvable")])
+@pytest.mark.parametrize(
+    "better, said", [(2, "confirmed"), (-2, "not confirmed"), (0, "not resolvable")]
+)
 def test_claims_on_images_follow_the_numbers_whichever_way_is_up(better, said):
-    table = verdict.image_claims(quality(better))
+    table = claims.table1_claims(quality(better))
     assert set(table["verdict"]) == {said}
-    assert table["claim"].tolist() == [f"ControlNet has {words} than Pix2PixHD" for words in
-                                       ("a lower MSE", "a higher PSNR", "a higher SSIM")]
-    assert verdict.image_claims(quality(1).query("method == 'controlnet'")).empty
+    assert table["claim"].tolist() == [
+        f"ControlNet has {words} than Pix2PixHD"
+        for words in ("a lower MSE", "a higher PSNR", "a higher SSIM")
+    ]
+    assert claims.table1_claims(quality(1).query("method == 'controlnet'")).empty
 
 
 def test_subgroups_state_n_and_find_an_effect_that_is_in_one_of_them_only():
@@ -137,7 +203,7 @@ def test_subgroups_state_n_and_find_an_effect_that_is_in_one_of_them_only():
     rows.loc[helped, "dice"] += 0.1
     sizes = ["small"] * 30 + ["large"] * 119 + ["huge"]
     of_image = pd.DataFrame({"id": np.arange(150), "size": sizes})
-    table = verdict.subgroups(rows, of_image, "controlnet 50", "real 0").set_index("is")
+    table = claims.subgroups(rows, of_image, "controlnet 50", "real 0").set_index("is")
     assert table["n"].to_dict() == {"huge": 1, "large": 119, "small": 30}
     assert np.isnan(table.loc["huge", "low"]) and np.isfinite(table.loc["huge", "difference"])
     assert table.loc["small", "low"] > 0.05 and abs(table.loc["large", "difference"]) < 0.01
@@ -149,7 +215,7 @@ def test_groups_are_named_and_unknown_diagnoses_too():
     masks = np.zeros((3, 16, 16), np.uint8)
     masks[0, :4, :4], masks[1, :8, :8], masks[2, :12, :12] = 1, 1, 1
     table = pd.DataFrame({"id": ["a", "b", "c"], "diagnosis": ["nevus", "", None]})
-    found = verdict.groups(data.Study(images, masks, table, "f"))
+    found = claims.groups(dataset.Study(images, masks, table, "f"))
     assert found["lesion size"].tolist() == ["small", "medium-sized", "large"]
     assert found["diagnosis"].tolist() == ["nevus", "unknown", "unknown"]
     assert found["skin tone"].tolist() == ["light", "tan or darker", "light"]

@@ -6,8 +6,8 @@ import torch
 from small_base import pairs, untrained
 from torch import nn
 
-from lesionlib import base, watch
-from lesionlib.controlnet import Steered
+from lesionlib.generators import base, validation
+from lesionlib.generators.controlnet import ControlledUNet
 
 
 class Oracle(nn.Module):
@@ -32,11 +32,20 @@ def small(tmp_path_factory):
     return untrained(folder)[0]
 
 
-def looked(pipe, steered, folder, images, masks, monkeypatch):
+def looked(pipe, controlled, folder, images, masks, monkeypatch):
     painted = np.repeat(masks[:3, ..., None] * 100 + 50, 3, axis=-1)
-    monkeypatch.setattr(watch, "sample", lambda *a, **k: iter(painted))
-    seen = watch.of(pipe, steered, images, masks, lambda made, few: np.full(len(few), 0.25), folder,
-                    samples=3, ddim_steps=2, seed=0)
+    monkeypatch.setattr(validation, "sample", lambda *a, **k: iter(painted))
+    seen = validation.validator(
+        pipe,
+        controlled,
+        images,
+        masks,
+        lambda made, few: np.full(len(few), 0.25),
+        folder,
+        samples=3,
+        ddim_steps=2,
+        seed=0,
+    )
     return seen(7), painted
 
 
@@ -50,16 +59,17 @@ def test_a_control_that_works_parts_the_right_mask_from_the_wrong_one(small, tmp
 
 
 def test_a_base_alone_cannot_tell_masks_apart_and_is_measured_alike_each_time(
-        small, tmp_path, monkeypatch):
+    small, tmp_path, monkeypatch
+):
     images, masks, _ = pairs(12)
-    first, _ = looked(small, Steered(small.unet), tmp_path, images, masks, monkeypatch)
-    second, _ = looked(small, Steered(small.unet), tmp_path, images, masks, monkeypatch)
+    first, _ = looked(small, ControlledUNet(small.unet), tmp_path, images, masks, monkeypatch)
+    second, _ = looked(small, ControlledUNet(small.unet), tmp_path, images, masks, monkeypatch)
     assert first == second and first["held_out_loss"] == first["wrong_mask_loss"]
 
 
 def test_sheets_are_the_first_the_last_and_some_between(tmp_path):
-    assert watch.sheets(tmp_path) == {}
+    assert validation.sheets(tmp_path) == {}
     for step in (0, 50, 100, 150, 200):
         np.save(tmp_path / f"{step:06d}.npy", np.full(2, step))
-    assert list(watch.sheets(tmp_path, 3)) == ["step 0", "step 100", "step 200"]
-    assert len(watch.sheets(tmp_path, 9)) == 5
+    assert list(validation.sheets(tmp_path, 3)) == ["step 0", "step 100", "step 200"]
+    assert len(validation.sheets(tmp_path, 9)) == 5

@@ -1,0 +1,206 @@
+"""Picture files of any quality: what has a rule is mended and noted, the rest is an InputError.
+
+JPEG has no checksum. Damage is noticed if libjpeg warns or a jump runs along a row of blocks; what
+shows in neither way stays: mostly a single block or a slight tint.
+"""
+
+import io
+import struct
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from lesionlib.engine.errors import InputError
+
+ENDINGS = {  # the formats that are read, whatever a file is called
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+}
+LARGEST = 89_000_000  # pixels
+FLAT = 4  # standard deviation of a row below which it is plain, in grey levels
+
+
+@dataclass
+class Picture:
+    """A picture file: bytes, Pillow's view of it (decoded, except JPEG), orientation, remarks."""
+
+    path: str
+    what: str  # image or mask
+    data: bytes
+    view: Image.Image
+    notes: list
+    turn: int = 1  # EXIF orientation
+
+    def size(self, upright: bool) -> tuple[int, int]:
+        """Width and height, as stored or upright."""
+        return self.view.size[::-1] if upright and self.turn > 4 else self.view.size
+
+    def note(self, text: str):
+        """Remember a repair."""
+        self.notes.append(f"{self.what}: {text}")
+
+    def error(self, problem: str, remedy: str = "replace the file or remove the image"):
+        """An InputError that names this file."""
+        return InputError(self.path, f"the {self.what} {problem}", remedy)
+
+
+@contextmanager
+def _blame(path, what):
+    """Decoders raise nearly anything on damaged data: make it an InputError that names the file."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        problem = "is corrupt or truncated, or no image"
+        if isinstance(error, (PermissionError, Image.DecompressionBombError)):
+            problem = "cannot be read"
+        remedy = "replace the file; if it opens elsewhere, save it anew"
+        raise InputError(path, f"the {what} {problem} ({error})", remedy) from error
+
+
+def read(path, what: str) -> Picture:
+    """Read a file and its header, and the pixels unless JPEG; raises InputError."""
+    with _blame(path, what):
+        if not Path(path).is_file():
+            raise InputError(path, f"the {what} does not exist or is no file", "add the file")
+        data = Path(path).read_bytes()
+        if not data:
+            raise InputError(path, f"the {what} is an empty file", "replace the file")
+        try:
+            picture = Image.open(io.BytesIO(data), formats=list(ENDINGS))
+        except UnidentifiedImageError:
+            raise ValueError(f"its beginning is none of {', '.join(ENDINGS)}") from None
+        file = Picture(str(path), what, data, picture, [])
+        kind = picture.format.replace("MPO", "JPEG")
+        if picture.width * picture.height > LARGEST:
+            raise file.error(f"is too large ({picture.width}x{picture.height})", "make it smaller")
+        if Path(path).suffix.lower() not in ENDINGS[kind]:
+            file.note(f"read as {kind}, whatever its name says")
+        if getattr(picture, "n_frames", 1) > 1:
+            file.note(f"the first of {picture.n_frames} pictures is used")
+        if (kind == "PNG" and data[24] == 16) or (
+            kind == "TIFF" and 16 in picture.tag_v2.get(258, ())
+        ):
+            file.note("16 bits per channel")
+        if kind == "PNG":
+            _check_png(data)
+        file.turn = _orientation(picture)
+        if kind != "JPEG":
+            picture.load()
+        if kind == "TIFF" and file.turn > 1:  # Pillow has turned it
+            file.note(f"EXIF orientation {file.turn} applied")
+            file.turn = 1
+    return file
+
+
+def _orientation(picture) -> int:
+    """The EXIF orientation, 1 (upright) if there is none or it cannot be read."""
+    try:
+        turn = picture.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF harms no pixel
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def turned(array: np.ndarray, turn: int) -> np.ndarray:
+    """An array (H, W, …) as its EXIF orientation wants it seen."""
+    array = array.swapaxes(0, 1) if turn > 4 else array
+    array = array[::-1] if turn in (3, 4, 7, 8) else array
+    return array[:, ::-1] if turn in (2, 3, 6, 7) else array
+
+
+def _check_png(data: bytes):
+    """Raise ValueError if a chunk of a PNG contradicts its checksum, or the end is missing."""
+    at, view, kind = 8, memoryview(data), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError(f"wrong checksum at byte {at}")
+        at = end + 4
+
+
+def _jpeg(file: Picture, half=False) -> np.ndarray:
+    """Pixels (H, W, 1 or 3) of a JPEG, or of half the size; a warning of libjpeg is an error."""
+    width, height = file.view.size
+    least = {"min_width": -(-width // 2), "min_height": -(-height // 2)} if half else {}
+    with _blame(file.path, file.what):
+        grey = file.view.mode == "L"
+        pixels = simplejpeg.decode_jpeg(file.data, "GRAY" if grey else "RGB", **least)
+    row = _seam(pixels, 4 if half else 8)
+    if row:
+        raise file.error(
+            f"jumps along row {row * (1 + half)}: damaged JPEG data",
+            "look at it and replace the file; if it is sound, save it as PNG",
+        )
+    return pixels
+
+
+def _seam(pixels: np.ndarray, block: int) -> int:
+    """The row at which a damaged JPEG (H, W, C) jumps, or 0.
+
+    A wrong bit that keeps the decoder in step shifts a channel of all later blocks: over 60 % of
+    the left or right half, rows on two sides of a block's edge differ in one direction by more
+    than 6 levels and twice what rows within those blocks do. The edge of a plain bar or of a dark
+    frame is sound: one side spans few levels or is below 64.
+    """
+    some = pixels[:, :: max(1, pixels.shape[1] // 128)]  # columns enough to judge by
+    near = [some[block + i : len(some) + i - 1 : block].astype(np.int16) for i in (-2, -1, 0, 1)]
+    before, above, below, after = near
+    jump = below - above
+    usual = np.maximum(np.abs(above - before), np.abs(after - below))
+    jump[np.abs(jump) <= np.maximum(6, 2 * usual)] = 0
+    up = np.sign(jump)
+    middle = up.shape[1] // 2
+    for part in (slice(0, middle), slice(middle, None)):
+        share = np.abs(up[:, part].mean(1)).max(-1)
+        for i in np.flatnonzero(share > 0.6):
+            sides = above[i, part], below[i, part]
+            if all(side.std(0).max() >= FLAT and side.mean(0).max() >= 64 for side in sides):
+                return block * (int(i) + 1)
+    return 0
+
+
+def rgb(file: Picture, half: bool) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of an image of any mode, perhaps of half the size."""
+    picture, mode = file.view, file.view.mode
+    if mode != "RGB":
+        file.note(f"mode {mode} converted to RGB")
+    if mode in ("I", "F"):
+        raise file.error("has 32 bits per pixel", "save it with 8 bits per channel")
+    if picture.format in ("JPEG", "MPO"):
+        pixels = _jpeg(file, half)
+    elif mode.startswith("I;16"):
+        pixels = np.round(np.asarray(picture)[..., None] / 257).astype(np.uint8)
+    else:
+        with _blame(file.path, file.what):
+            pixels = np.asarray(picture.convert("RGBA" if "P" in mode else "RGB").convert("RGB"))
+    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
+
+
+def grey(file: Picture) -> np.ndarray:
+    """A mask's values (H, W): grey as it is, else the brightest channel or a telling alpha."""
+    picture, mode = file.view, file.view.mode
+    if mode not in ("1", "L"):
+        file.note(f"mode {mode} converted to grey")
+    if picture.format in ("JPEG", "MPO"):
+        return _jpeg(file).max(2)
+    if mode in ("1", "L", "I", "F") or mode.startswith("I;16"):
+        values = np.asarray(picture, np.uint8 if mode == "1" else None)
+        return np.nan_to_num(values) if mode == "F" else values
+    with _blame(file.path, file.what):
+        pixels = np.asarray(picture.convert("RGBA"))
+    colour, alpha = pixels[..., :3].max(2), pixels[..., 3]
+    if colour.min() == colour.max() and alpha.min() < alpha.max():
+        return alpha
+    return np.minimum(colour, alpha) if alpha.any() else colour

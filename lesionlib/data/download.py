@@ -1,0 +1,474 @@
+"""The ISIC downloads of the study: `python -m lesionlib.data.download [DIR]` (default `data/isic`).
+
+Fetched are ISIC 2018 Task 1 (images and masks of its three parts), the attribute masks of Task 2,
+and the label tables of 2017 and 2019. Each zip becomes a folder of its name in DIR, which is the
+layout that `catalogue.read_isic` reads. An interrupted download goes on where it stopped, and
+nothing has its final name before it has been checked: against the published SHA-256 where there is
+one, else against the sum pinned in DIR/manifest.json by the first download, and always by the
+number of images or rows. A zip that was downloaded is deleted once it is unpacked, unless
+--keep-zips is given. What somebody else put into DIR is used and never deleted: a file whose sum
+is right, or a folder of images without a record of ours if the number of images is right.
+
+Left out: the metadata tables of 2017, which lie inside zips of gigabytes; that of 2019 has age and
+sex for about nine in ten training images of Task 1.
+"""
+
+import argparse
+import csv
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+import requests
+from PIL import Image
+
+from lesionlib.data.prompts import ATTRIBUTES
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import read_json, resolve, write_csv, write_json
+from lesionlib.engine.progress import progress
+
+BASE_URL = "https://isic-challenge-data.s3.amazonaws.com/"
+MIRROR = "https://isic-archive.s3.amazonaws.com/challenges/"  # older, same paths
+TIMEOUT = (10, 60)  # seconds to connect, and of silence
+GO_ON = "free some space, or give another DIR; a download goes on where it stopped"
+BLOCK = 1 << 17  # bytes that are read and written at once
+RECORD = "fetched.json"  # in an unpacked folder: its zip, number and bytes of its images
+
+
+@dataclass(frozen=True)
+class Source:
+    """One download: a zip if it has a `pattern`, else a CSV; `path` ends in the file's name."""
+
+    name: str  # what --only calls it
+    path: str  # below the base URL
+    count: int  # images that match the pattern, or rows of the CSV
+    sha256: str = ""  # empty where none is published: then the first download is pinned
+    pattern: str = ""  # of the images in the zip
+    size: str = ""  # roughly, for people
+
+    @property
+    def file(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+
+_18, _MASK = "2018/ISIC2018_", "*_segmentation.png"
+# fmt: off
+SOURCES = [  # small ones first, so that a missing network or a proxy shows at once
+    Source("labels-2017", "2017/ISIC-2017_Training_Part3_GroundTruth.csv", 2000),
+    Source("labels-2017-val", "2017/ISIC-2017_Validation_Part3_GroundTruth.csv", 150),
+    Source("labels-2017-test", "2017/ISIC-2017_Test_v2_Part3_GroundTruth.csv", 600),
+    Source("labels-2019", "2019/ISIC_2019_Training_GroundTruth.csv", 25331, size="1.2 MB"),
+    Source("metadata-2019", "2019/ISIC_2019_Training_Metadata.csv", 25331, size="1.2 MB"),
+    Source("val-masks", _18 + "Task1_Validation_GroundTruth.zip", 100,
+           "f6911e9c0a64e6d687dd3ca466ca927dd5e82145cb2163b7a1e5b37d7a716285", _MASK, "0.8 MB"),
+    Source("test-masks", _18 + "Task1_Test_GroundTruth.zip", 1000,
+           "2e8f6edce454a5bdee52485e39f92bd6eddf357e81f39018d05512175238ef82", _MASK),
+    Source("train-masks", _18 + "Task1_Training_GroundTruth.zip", 2594,
+           "99f8b2bb3c4d6af483362010715f7e7d5d122d9f6c02cac0e0d15bef77c7604c", _MASK, "27 MB"),
+    Source("attributes", _18 + "Task2_Training_GroundTruth_v3.zip", 2594 * 5,
+           pattern="*_attribute_*.png"),
+    Source("val-images", _18 + "Task1-2_Validation_Input.zip", 100,
+           "0ea920fcfe512d12a6e620b50b50233c059f67b10146e1479c82be58ff15a797", "*.jpg", "239 MB"),
+    Source("test-images", _18 + "Task1-2_Test_Input.zip", 1000,
+           "e59ae1f69f4ed16f09db2cb1d76c2a828487b63d28f6ab85997f5616869b127d", "*.jpg", "2.3 GB"),
+    Source("train-images", _18 + "Task1-2_Training_Input.zip", 2594,
+           "80f98572347a2d7a376227fa9eb2e4f7459d317cb619865b8b9910c81446675f", "*.jpg", "10.4 GB"),
+]
+# fmt: on
+TERMS = """# Licences and citations of the ISIC downloads
+
+As we understand them, **not verified**: read the terms at https://challenge.isic-archive.com/data
+and the licence and attribution files in the folders. Treat everything here as data for
+non-commercial research, and do not pass the images on.
+
+- ISIC 2017 (labels): understood to be CC0.
+- ISIC 2018, Tasks 1 and 2 (images, masks, attributes): the images up to ISIC_0000554 (UDA-1) are
+  CC0 1.0; the others are understood to be CC0, but Dataset Ninja lists all of 2018 as CC BY-NC 4.0.
+- ISIC 2019 (labels, metadata) and HAM10000: CC BY-NC 4.0.
+
+Please cite
+
+- ISIC 2017: Codella et al. 2017, arXiv:1710.05006
+- ISIC 2018: Codella et al. 2018, arXiv:1902.03368; Tschandl et al. 2018, Sci. Data 5, 180161
+- ISIC 2019: both of these and Combalia et al. 2019, arXiv:1908.02288
+"""
+
+
+@contextmanager
+def disk(path):
+    """Turn an error of the file system into an InputError about `path`."""
+    try:
+        yield
+    except BlockingIOError as error:
+        raise InputError(path, "another fetch is at work here", "wait until it ends") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(path, "the disk is full", GO_ON) from error
+        problem = f"cannot be read or written ({error})"
+        raise InputError(path, problem, "check its permissions, or give another DIR") from error
+
+
+def room(path, needed: int):
+    """Raise InputError if the disk of `path` has less than `needed` free bytes."""
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        problem = f"needs {needed / 1e6:,.1f} MB, unpacking included; {free / 1e6:,.1f} MB are free"
+        raise InputError(path, problem, GO_ON)
+
+
+def beside(final) -> list[Path]:
+    """The unfinished download of a file, and what is known about it (url, validator, bytes)."""
+    return [final.with_name(final.name + ending) for ending in (".part", ".part.json")]
+
+
+def forget(final):
+    """Delete the unfinished download of a file."""
+    for path in beside(final):
+        path.unlink(missing_ok=True)
+
+
+def address(source, base_url: str) -> str:
+    """The URL of a source."""
+    return f"{base_url.rstrip('/')}/{source.path}"
+
+
+def by_hand(url, final) -> str:
+    """What somebody can do whose download fails."""
+    again = f"run this again, perhaps with --base-url {MIRROR}"
+    return f"{again}, or download {url} in a browser, save it as {final} and run this again"
+
+
+def refused(found, final, url, problem) -> InputError:
+    """The error about a file that is not what it should be; a download of ours is deleted."""
+    if found == final:
+        return InputError(final, problem, f"delete it, then {by_hand(url, final)}")
+    forget(final)
+    return InputError(final, f"the download from {url} {problem}", by_hand(url, final))
+
+
+def validator(answer) -> str:
+    """What If-Range may hold: the ETag unless it is weak, else the time of the last change."""
+    tag = answer.headers.get("ETag", "W/")
+    return answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
+
+
+def attempt(url, final, copies: int):
+    """One request that begins or resumes FINAL.part until it is whole.
+
+    Raises requests.RequestException where another attempt may help, else InputError; an error in
+    the middle leaves the part for the next attempt.
+    """
+    part, about = beside(final)
+    known, headers = read_json(about, {}), {"Accept-Encoding": "identity"}
+    have = part.stat().st_size if part.exists() and known.get("url") == url else 0
+    if have and have == known["bytes"]:
+        return
+    if have and known["validator"]:  # without one, old and new bytes might not fit together
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        code, stated = answer.status_code, answer.headers.get("Content-Range", "")
+        first, size = re.fullmatch(r"(?:bytes (\d+|\*)\S*/(\d+))?.*", stated).groups()
+        if code == 416 and have and size == str(have):
+            return  # the length that was stated at first was wrong: this is all
+        changed = first != str(have) or validator(answer) not in ("", known.get("validator"))
+        if code == 416 or code == 206 and changed:
+            forget(final)
+            raise requests.ConnectionError("the server has another file than before")
+        if code >= 500 or code in (408, 429):
+            raise requests.ConnectionError(f"the server answers {code} {answer.reason}")
+        if code not in (200, 206):
+            problem = f"the server answers {code} {answer.reason} for {url}"
+            raise InputError(final, problem, by_hand(url, final))
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            problem = f"a web page came instead of {url} (a login, or a proxy of your network?)"
+            raise InputError(final, problem, by_hand(url, final))
+        save(answer, url, final, have if code == 206 else 0, size, copies)
+
+
+def save(answer, url, final, have: int, size: str | None, copies: int):
+    """Write the bytes of an answer to FINAL.part, from byte `have` on.
+
+    `size` is that of the whole file if the answer says so; the disk needs `copies` times as much.
+    Raises InputError if there is no room, requests.RequestException if too few bytes come.
+    """
+    part, about = beside(final)
+    whole = int(size or answer.headers.get("Content-Length") or 0) or None
+    room(final, copies * (whole or 0) - have)
+    with meter(final.name, whole, have) as bar, open(part, "ab" if have else "wb") as file:
+        if not have:
+            write_json(about, {"url": url, "validator": validator(answer), "bytes": whole})
+        for block in answer.iter_content(BLOCK):
+            file.write(block)
+            bar.update(len(block))
+    if whole and part.stat().st_size != whole:
+        raise requests.ConnectionError(f"{part.stat().st_size:,} of {whole:,} bytes came")
+
+
+def meter(name: str, total: int | None, done: int = 0):
+    """A progress bar in bytes."""
+    bar = progress(desc=name, total=total, initial=done)
+    bar.unit, bar.unit_scale = "B", True
+    return bar
+
+
+def download(url, final, copies: int = 1, tries: int = 5, wait: float = 1.0) -> Path:
+    """Fetch `url` to FINAL.part and return that path; goes on where an earlier call stopped.
+
+    After `tries` failures in a row that brought nothing new, with pauses of `wait` seconds, twice
+    that, and so on, raises InputError; so do refusals (404), web pages and a full disk, at once.
+    """
+    part, failures, most = beside(final)[0], 0, 0
+    while True:
+        try:
+            attempt(url, final, copies)
+            return part
+        except ValueError as error:  # an error of requests about the address
+            raise InputError(url, f"is no web address ({error})", "correct --base-url") from error
+        except requests.RequestException as error:
+            size = part.stat().st_size if part.exists() else 0
+            failures, most = 1 if size > most else failures + 1, max(size, most)
+            if failures >= tries:
+                cause = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+                problem = f"{url} could not be fetched in {tries} attempts "
+                problem += f"({cause[1] if cause else error})"
+                raise InputError(final, problem, by_hand(url, final)) from error
+            time.sleep(wait * 2 ** (failures - 1))
+
+
+def verified(found, final, url, source, pin: dict) -> dict:
+    """url, bytes, sha256 and date of a file; raises InputError if its sum is not the one due."""
+    size, digest = found.stat().st_size, hashlib.sha256()
+    with meter(f"check {final.name}", size) as bar, open(found, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    digest, due = digest.hexdigest(), source.sha256 or pin.get("sha256")
+    if due and digest != due:
+        problem = f"has {size:,} bytes and SHA-256 {digest}, not {due}"
+        if not source.sha256:
+            problem += f" as on {pin['date']} (if it was changed for good, delete its entry from "
+            problem += f"{final.with_name('manifest.json')})"
+        raise refused(found, final, url, problem)
+    return {"url": url, "bytes": size, "sha256": digest, "date": time.strftime("%Y-%m-%d")}
+
+
+def check_table(found, final, url, source):
+    """Raise InputError if a CSV has not the expected number of rows, all as long as its header."""
+    try:
+        with open(found, newline="", encoding="utf-8-sig") as file:
+            rows = [len(row) for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise refused(found, final, url, f"is not a CSV ({error})") from error
+    if len(rows) != source.count + 1 or len(set(rows)) > 1:
+        problem = f"is not the table: {max(0, len(rows) - 1):,} rows instead of {source.count:,},"
+        raise refused(found, final, url, f"{problem} or rows of unequal length")
+
+
+def members(archive, source) -> list:
+    """(entry, path in the new folder) of a zip's files, its own top folder left off.
+
+    Raises BadZipFile for anything but plain files below the top, for two entries of one path, for
+    more than a hundredfold compression, and if the images are not all there.
+    """
+    files = []
+    for info in archive.infolist():
+        path, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
+        if path.is_absolute() or ".." in path.parts or re.search(r"[\\:]", info.filename):
+            raise zipfile.BadZipFile(f"the entry {info.filename!r} leads out of the folder")
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise zipfile.BadZipFile(f"the entry {info.filename!r} is a link or a device")
+        if not info.is_dir() and path.parts[:1] != ("__MACOSX",):
+            files.append((info, path))
+    if sum(info.file_size for info, _ in files) > 100 * os.path.getsize(archive.filename) + 2**20:
+        raise zipfile.BadZipFile("it would unpack to more than a hundred times its size")
+    images = [path for _, path in files if path.match(source.pattern)]
+    top = images[0].parent if images else PurePosixPath(".")
+    if len(images) != source.count or any(path.parent != top for path in images):
+        due = f"{source.count:,} files {source.pattern} in one folder"
+        raise zipfile.BadZipFile(f"it holds {len(images):,} instead of {due}")
+    files = [(i, p.relative_to(top) if p.is_relative_to(top) else p) for i, p in files]
+    if len({str(path).lower() for _, path in files}) < len(files):
+        raise zipfile.BadZipFile("two of its entries have the same name")
+    return files
+
+
+def state(folder, source) -> dict:
+    """Number and bytes of the images in an unpacked folder."""
+    sizes = [path.stat().st_size for path in folder.glob(source.pattern)]
+    return {"count": len(sizes), "bytes": sum(sizes)}
+
+
+def unpack(found, final, url, source, sha256: str):
+    """Unpack a zip to the folder of its name, which appears only when all is written.
+
+    Raises InputError if the zip is damaged, unsafe or incomplete, or the disk too small.
+    """
+    new = final.with_name(f".{final.stem}.unpacking")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(found) as archive:
+            files = members(archive, source)
+            room(final, sum(info.file_size for info, _ in files))
+            for info, path in progress(files, desc=f"unpack {final.name}"):
+                (new / path).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as packed, open(new / path, "xb") as file:
+                    shutil.copyfileobj(packed, file, BLOCK)
+        write_json(new / RECORD, state(new, source) | {"sha256": sha256})
+        os.replace(new, final.with_suffix(""))
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, FileExistsError) as error:
+        raise refused(found, final, url, f"is not a usable zip ({error})") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def unpacked(folder, source, due: str | None) -> bool:
+    """Whether a complete folder is there; raises InputError if it is there but not as it was."""
+    if not folder.exists():
+        return False
+    record, now = read_json(folder / RECORD, {}), state(folder, source)
+    problem = f"holds {now['count']:,} of {source.count:,} files {source.pattern}"
+    if record and due not in (None, record["sha256"]):
+        problem = "was unpacked from another zip than the one due"
+    elif now["count"] == source.count and record.get("bytes", now["bytes"]) == now["bytes"]:
+        return True
+    elif now["count"] == source.count:
+        problem = "has images of another size than those that were unpacked"
+    raise InputError(folder, problem, "rename or delete this folder and run this again")
+
+
+def fetch_one(folder, source, base_url, keep_zips: bool, tries: int, wait: float) -> str:
+    """Bring one source into `folder`; returns what was done. Raises InputError as `fetch`."""
+    url, final = address(source, base_url), folder / source.file
+    manifest, is_zip = read_json(folder / "manifest.json", {}), bool(source.pattern)
+    pin, ours = manifest.get(source.file, {}), not final.exists()
+    due = source.sha256 or pin.get("sha256")
+    done = is_zip and unpacked(final.with_suffix(""), source, due)
+    if done and ours:
+        forget(final)
+        return "was there"
+    found = download(url, final, 1 + is_zip, tries, wait) if ours else final
+    facts = verified(found, final, url, source, pin)
+    if not is_zip:
+        check_table(found, final, url, source)
+    elif not done:
+        unpack(found, final, url, source, facts["sha256"])
+    if pin.get("sha256") != facts["sha256"]:
+        write_json(folder / "manifest.json", manifest | {source.file: facts})
+    if ours and (keep_zips or not is_zip):
+        os.replace(found, final)
+    forget(final)
+    return "fetched" if ours else "was there" if done or not is_zip else "unpacked"
+
+
+def fetch(folder, sources=SOURCES, base_url=BASE_URL, keep_zips=False, tries=5, wait=1.0) -> dict:
+    """Bring the sources into `folder`; returns {name: 'fetched', 'unpacked' or 'was there'}.
+
+    Raises InputError, which names the file and the remedy: no network, a refusal, a wrong sum, a
+    damaged or unsafe zip, a full disk, a file or folder that differs from what was fetched.
+    """
+    folder, results = resolve(folder), {}
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".fetch.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            terms = folder / "LICENCES.md"
+            if not terms.exists() or terms.read_text() != TERMS:
+                terms.write_text(TERMS)
+            for number, source in enumerate(sources, 1):
+                with disk(folder / source.file):
+                    done = fetch_one(folder, source, base_url, keep_zips, tries, wait)
+                results[source.name] = done
+                print(f"[{number}/{len(sources)}] {source.file}: {done}", flush=True)
+    return results
+
+
+def visible(path) -> int:
+    """1 if a mask has a pixel that is not black, else 0; raises InputError without a mask."""
+    try:
+        with Image.open(path) as image:
+            return int(image.convert("L").getbbox() is not None)
+    except (OSError, SyntaxError, ValueError) as error:
+        remedy = f"delete the folder {path.parent} and run python -m lesionlib.data.download"
+        raise InputError(path, f"the mask cannot be read ({error})", remedy) from error
+
+
+def attribute_flags(folder) -> pd.DataFrame:
+    """Columns id and the five attributes (0/1) of ISIC 2018 Task 2, from the downloads' folder.
+
+    Read from the masks once and kept as ISIC2018_Task2_Training_attributes.csv; that table is used
+    as long as its ids are those of the masks, or if there are no masks. Raises InputError if there
+    is neither, or a mask is missing or corrupt.
+    """
+    table = resolve(folder) / "ISIC2018_Task2_Training_attributes.csv"
+    masks = resolve(folder) / "ISIC2018_Task2_Training_GroundTruth_v3"
+    ids = sorted({p.name.split("_attribute_")[0] for p in masks.glob("*_attribute_*.png")})
+    if table.exists():
+        flags = pd.read_csv(table)
+        if {"id", *ATTRIBUTES} <= set(flags) and (not ids or sorted(flags["id"]) == ids):
+            return flags[["id", *ATTRIBUTES]]
+    if not ids:
+        raise InputError(masks, "no attribute masks", "run python -m lesionlib.data.download")
+    paths = [masks / f"{i}_attribute_{name}.png" for i in ids for name in ATTRIBUTES]
+    with ThreadPoolExecutor() as pool:
+        found = list(progress(pool.map(visible, paths), desc="attributes", total=len(paths)))
+    flags = pd.DataFrame(np.reshape(found, (len(ids), -1)), columns=ATTRIBUTES)
+    flags.insert(0, "id", ids)
+    with disk(table):
+        write_csv(table, flags)
+    return flags
+
+
+def chosen(names) -> list[Source]:
+    """The sources of these names, all without names; raises InputError for an unknown one."""
+    known = [source.name for source in SOURCES]
+    for name in set(names or []) - set(known):
+        remedy = f"use {', '.join(known)}; DIR goes before --only"
+        raise InputError("--only", f"there is no source '{name}'", remedy)
+    return [source for source in SOURCES if not names or source.name in names]
+
+
+def main(arguments=None) -> int:
+    """Entry point; returns the exit status."""
+    options = argparse.ArgumentParser(prog="python -m lesionlib.data.download", description=__doc__)
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
+    options.add_argument("folder", nargs="?", default="data/isic", metavar="DIR")
+    options.add_argument("--only", nargs="+", metavar="NAME", help="these (see --list); DIR first")
+    options.add_argument("--list", action="store_true", help="name the sources and end")
+    options.add_argument("--base-url", default=BASE_URL, help=f"a mirror, such as {MIRROR}")
+    options.add_argument("--keep-zips", action="store_true", help="keep zips after unpacking")
+    given = options.parse_args(arguments)
+    try:
+        sources = chosen(given.only)
+        if given.list:
+            for source in sources:
+                print(f"{source.name:17} {source.size:>8}  {address(source, given.base_url)}")
+            return 0
+        print(TERMS)
+        fetch(given.folder, sources, given.base_url, given.keep_zips)
+        if any(source.name == "attributes" for source in sources):
+            attribute_flags(given.folder)
+        print(f"Ready in {resolve(given.folder)}; set isic_root to it, with source: isic.")
+        return 0
+    except InputError as error:
+        print(f"fetch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fetch: interrupted; run this again to go on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Writing files so that nothing is ever half-written under its final name."""
+
+import csv
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from lesionlib.engine.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]  # the repository: notebooks/, config/, runs/
+ASIDE = re.compile(r"\..+\.\d+(\.\w+)?")  # names that `atomic_write` gives
+
+
+def resolve(path) -> Path:
+    """A path of the configuration: absolute, or relative to the repository."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else ROOT / path
+
+
+@contextmanager
+def atomic_write(path):
+    """Yield a temporary path of the same suffix beside `path`; rename it on success.
+
+    InputError if the disk is full; nothing is left behind then, and what was there stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except Exception as error:  # writers say it in their own ways: OSError, RuntimeError ...
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and shutil.disk_usage(path.parent).free > 2**16:
+            raise
+        raise InputError(
+            path,
+            "it could not be written: no space is left on the disk",
+            "make room, or use a run folder on another disk, then start again",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def run_lock(folder):
+    """Hold a folder against a second run; yields a file number for children to inherit.
+
+    The hold ends with the last process that has it, however that dies; what its processes had
+    half-written when they were killed is deleted by the next. InputError names the process,
+    machine and time of one that holds it already.
+    """
+    path = Path(folder) / ".held"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                folder,
+                f"another run is at work in this folder ({file.read().strip()})",
+                "wait for it to end, or give this run a folder of its own with --name",
+            ) from error
+        file.truncate(0)
+        now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
+        file.flush()
+        for remains in path.parent.rglob(".*"):
+            if ASIDE.fullmatch(remains.name) and remains.is_file():
+                remains.unlink(missing_ok=True)
+        yield file.fileno()
+
+
+def write_json(path, value):
+    """Write a JSON file (sorted keys, so that equal values are equal bytes)."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def read_json(path, default=None):
+    """The content of a JSON file, or `default` if there is none; InputError if it is damaged."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text()) if path.exists() else default
+    except ValueError as error:  # no JSON, or no text at all
+        raise InputError(
+            path, "it was cut short or changed", "delete it and start again: it is made anew"
+        ) from error
+
+
+def write_csv(path, frame):
+    """Write a pandas table without its index."""
+    with atomic_write(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def write_npy(path, array):
+    """Write a NumPy array."""
+    with atomic_write(path) as temporary:
+        np.save(temporary, array)
+
+
+class Log:
+    """A CSV log that `tail -f` can follow and that a resumed training continues.
+
+    `start` is the step that the training resumes from: later rows of an earlier,
+    interrupted attempt are dropped, so that no step is listed twice.
+    """
+
+    def __init__(self, path, fields, start: int = 0):
+        self.path, self.fields = Path(path), fields
+        rows = [row for row in self.read(path) if int(row["step"]) <= start] if start else []
+        with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fields)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    @staticmethod
+    def read(path) -> list[dict]:
+        """All rows of a log as strings."""
+        if not Path(path).exists():
+            return []
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def add(self, **row):
+        """Append one row and flush it to the disk."""
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self.fields).writerow(row)

@@ -1,0 +1,164 @@
+"""How like real images generated ones are as a set, and whether they are copies.
+
+Everything works on features (n, d), whatever makes them; see `features`. Sources: KID, Binkowski et
+al. 2018; FID, Heusel et al. 2017; precision and recall, Kynkaanniemi et al. 2019; density and
+coverage, Naeem et al. 2020.
+"""
+
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist, pdist
+from torch.nn import functional
+
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.training import device
+from lesionlib.evaluation import attributes
+from lesionlib.segmentation.networks import inputs
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights
+
+
+@torch.no_grad()
+def features(model, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Pooled features (n, d) of a timm model for uint8 images (n, S, S, 3).
+
+    With the classifier of `recognition`, which is trained on the real images of G, these are
+    domain features: distances in them are not comparable with those of Inception.
+    """
+    where, found = next(model.parameters()).device, []
+    for i in range(0, len(images), batch):
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(where)
+        maps = model.eval().forward_features(inputs(part))
+        found.append(model.forward_head(maps, pre_logits=True).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def extractor(name: str, run):
+    """A function of uint8 images (n, S, S, 3) that gives features (n, d), and what they are called.
+
+    `name`: "domain", the classifier of `recognition`, trained on the real images of the run's G;
+    "inception", torchvision's Inception v3 with ImageNet weights from torch.hub's cache (not the
+    weights of the original FID: values differ from published ones); or the path of such a file.
+    InputError if there are no weights.
+    """
+    if name == "domain":
+        model = attributes.load(run)
+        return lambda images: features(model, images), "a classifier trained on G"
+    cached = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("inception_v3_google-*.pth"))
+    path = (cached or [Path("inception_v3_google-*.pth")])[0] if name == "inception" else name
+    model = _inception(path)
+    return lambda images: inception_features(model, images), "Inception v3 (torchvision)"
+
+
+def _inception(path):
+    import torchvision  # seconds, not for everybody
+
+    model = torchvision.models.inception_v3(init_weights=False, transform_input=True)
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            path,
+            f"no Inception v3 weights could be read ({type(error).__name__})",
+            "give torchvision's inception_v3_google-*.pth as `features`, put it into "
+            "torch.hub's cache, or set features to domain",
+        ) from error
+    model.fc = torch.nn.Identity()
+    return model.eval().to(device())
+
+
+@torch.no_grad()
+def inception_features(model, images: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Pooled features (n, 2048) of uint8 images (n, S, S, 3), resized to 299 pixels."""
+    where, found = next(model.parameters()).device, []
+    for i in range(0, len(images), batch):
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float().to(where)
+        part = functional.interpolate(part, size=(299, 299), mode="bilinear", antialias=True)
+        mean, std = (part.new_tensor(x)[None, :, None, None] for x in (MEAN, STD))
+        found.append(model((part / 255 - mean) / std).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def pixels(images: np.ndarray, side: int = 32) -> np.ndarray:
+    """Pixels as features (n, side * side * 3), scaled so that a distance is an RMSE in [0, 1]."""
+    small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images]
+    flat = np.reshape(small, (len(images), -1)) / 255
+    return flat / np.sqrt(flat.shape[1])
+
+
+def diversity(features: np.ndarray, group) -> float:
+    """Mean distance of two features (n, d) of one `group` (n,), over all such pairs."""
+    values = [pdist(features[np.asarray(group) == one]) for one in np.unique(group)]
+    return float(np.concatenate(values).mean())
+
+
+def _kernel(a, b):
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def mmd(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy of features with the kernel of KID."""
+    a, b = a.astype(float), b.astype(float)
+    within = [
+        (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (_kernel(a, a), _kernel(b, b))
+    ]
+    return float(sum(within) - 2 * _kernel(a, b).mean())
+
+
+def kid(a, b, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Kernel inception distance: mean and standard deviation over random subsets of both sides.
+
+    Subsets have `size` features, or as many as the smaller side.
+    """
+    draw, size = np.random.default_rng(seed), min(size, len(a), len(b))
+    values = [
+        mmd(*(x[draw.choice(len(x), size, replace=False)] for x in (a, b))) for _ in range(subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def fid(a, b) -> float:
+    """Frechet distance of Gaussians fitted to features; biased upwards by small n, so state n."""
+    # The trace of the root of the product of two covariances is the nuclear norm of the product of
+    # the centred features: defined, and exact, where fewer images than features make them singular.
+    (a, mean_a), (b, mean_b) = (((x - x.mean(0)) / np.sqrt(len(x) - 1), x.mean(0)) for x in (a, b))
+    shared = np.linalg.norm(np.linalg.qr(a, "r") @ np.linalg.qr(b, "r").T, "nuc")
+    return float(np.sum((mean_a - mean_b) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * shared)
+
+
+def prdc(real, made, k: int = 5) -> dict:
+    """Precision, recall, density and coverage of `made` against `real`, with k neighbours."""
+    k = min(k, len(real) - 1, len(made) - 1)
+    radius = [np.sort(cdist(x, x), axis=1)[:, k] for x in (real, made)]
+    apart = cdist(real, made)
+    inside = apart < radius[0][:, None]
+    return {
+        "precision": float(inside.any(axis=0).mean()),
+        "recall": float((apart < radius[1][None]).any(axis=1).mean()),
+        "density": float(inside.sum(axis=0).mean() / k),
+        "coverage": float((apart.min(axis=1) < radius[0]).mean()),
+    }
+
+
+def nearest(some, others) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (n,) of each feature of `some` to its nearest of `others`, and which it is."""
+    apart = cdist(some, others)
+    index = apart.argmin(axis=1)
+    return apart[np.arange(len(some)), index], index
+
+
+def compare(made: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict:
+    """KID (mean, sd over subsets of half the smaller side), FID, and `prdc` of features.
+
+    fid_half is the mean FID of four random halves of `made`: as far as it exceeds `fid`, the FID
+    is a matter of n.
+    """
+    mean, sd = kid(made, reference, size=min(len(made), len(reference)) // 2, seed=seed)
+    draw, half = np.random.default_rng(seed), max(2, len(made) // 2)
+    halves = [fid(made[draw.choice(len(made), half, replace=False)], reference) for _ in range(4)]
+    found = {"n": len(made), "kid": mean, "kid_sd": sd, "fid": fid(made, reference)}
+    return found | {"fid_half": float(np.mean(halves))} | prdc(reference, made)

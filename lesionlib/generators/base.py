@@ -1,0 +1,405 @@
+"""The base of the generator: any Stable Diffusion, or a small one trained from scratch on G.
+
+Both are a directory in the layout of `diffusers` (tokenizer, text encoder, autoencoder, UNet,
+scheduler) and are loaded by the same lines. The small base follows Rombach et al. 2022 with an
+autoencoder in closed form (`PatchAutoencoder`), because two CPU cores cannot train one within
+minutes that is as good.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.training_utils import compute_snr
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import ROOT, atomic_write
+from lesionlib.engine.provenance import file_digest, record, recorded
+from lesionlib.engine.training import batch_at, device, fit, generator_at, share
+
+# diffusers remarks on any autoencoder that is not of its own classes, each time it is loaded.
+logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(
+    lambda record: "PatchAutoencoder" not in record.getMessage()
+)
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """Linear autoencoder: the leading principal components of p x p image patches.
+
+    Encoding is a strided convolution, decoding a transposed one; there is nothing to train. A
+    decoder with a `reach` looks at that many neighbours on each side of a patch as well, so that
+    errors of sampled latents do not show as tiles.
+    Images (B, 3, H, W) in [-1, 1] become latents (B, latent_channels, H/p, W/p) and back.
+    Saved bases name this class in `model_index.json`, so loading them needs lesionlib.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 8,
+        patch: int = 4,
+        scaling_factor: float = 1.0,
+        block_out_channels: tuple = (0, 0, 0),
+        reach: int = 0,
+    ):
+        # diffusers' pipelines read the reduction 2 ** (len(block_out_channels) - 1) from there
+        super().__init__()
+        seen, painted = patch, patch * (2 * reach + 1)
+        size = (latent_channels, 3, seen, seen)
+        self.analysis = nn.Parameter(torch.zeros(size), requires_grad=False)
+        size = (latent_channels, 3, painted, painted)
+        self.synthesis = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.mean = nn.Parameter(torch.zeros(1, 3, 1, 1), requires_grad=False)
+
+    @classmethod
+    def fit(
+        cls,
+        images: torch.Tensor,
+        latent_channels: int,
+        patch: int,
+        whitening: float,
+        reach: int = 0,
+        noise: float = 0.2,
+    ):
+        """From images (N, 3, H, W): components divided by std ** whitening, unit mean variance.
+
+        The decoder with a `reach` is the least-squares one for latents with Gaussian noise of
+        standard deviation `noise`, which stands for the errors of sampled ones.
+        """
+        stages = int(np.log2(patch)) + 1
+        vae = cls(latent_channels, patch, block_out_channels=(0,) * stages, reach=reach)
+        vae.mean.data = images.mean((0, 2, 3), keepdim=True)
+        patches = F.unfold(images - vae.mean, patch, stride=patch)  # (N, 3pp, L)
+        flat = patches.permute(0, 2, 1).reshape(-1, 3 * patch * patch).double()
+        variance, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+        order = variance.argsort(descending=True)[:latent_channels]
+        vectors, std = vectors[:, order].T, variance[order].sqrt()
+        scale = std.pow(-whitening)
+        scale = scale / (std * scale).square().mean().sqrt()
+        shape = vae.analysis.shape
+        vae.analysis.data = (vectors * scale[:, None]).reshape(shape).float()
+        if not reach:
+            vae.synthesis.data = (vectors / scale[:, None]).reshape(shape).float()
+            return vae
+        near = F.unfold(vae.encode(images).latents, 2 * reach + 1, padding=reach)  # (N, C K K, L)
+        near = near.permute(0, 2, 1).flatten(0, 1).double()
+        noisy = near.T @ near + len(near) * noise**2 * torch.eye(near.shape[1], dtype=near.dtype)
+        weights = torch.linalg.solve(noisy, near.T @ flat)  # (C K K, 3pp)
+        # A patch is painted by its neighbours: their offsets are mirrored in the transposed kernel.
+        k, p = 2 * reach + 1, patch
+        weights = weights.reshape(latent_channels, k, k, 3, p, p).flip(1, 2)
+        vae.synthesis.data = weights.permute(0, 3, 1, 4, 2, 5).reshape(vae.synthesis.shape).float()
+        return vae
+
+    def encode(self, x, return_dict: bool = True):
+        """Latents of images (B, 3, H, W) in [-1, 1]."""
+        z = F.conv2d(x - self.mean, self.analysis, stride=self.config.patch)
+        return AutoencoderTinyOutput(latents=z) if return_dict else (z,)
+
+    def decode(self, z, return_dict: bool = True, generator=None):
+        """Images of latents (B, latent_channels, h, w)."""
+        patch, reach = self.config.patch, self.config.reach
+        x = F.conv_transpose2d(z, self.synthesis, stride=patch, padding=reach * patch) + self.mean
+        return DecoderOutput(sample=x) if return_dict else (x,)
+
+
+def load(name_or_path: str) -> StableDiffusionPipeline:
+    """A base from a diffusers directory or a hub id; InputError if it cannot be had.
+
+    Of a base that `save` wrote, weights that were cut short or changed are named.
+    """
+    local = Path(name_or_path) if Path(name_or_path).is_absolute() else ROOT / name_or_path
+    for name, sha256 in recorded(local / "model_index.json").get("files", {}).items():
+        if not (local / name).exists() or file_digest(local / name) != sha256:
+            raise InputError(
+                local / name, "it was cut short or changed", f"delete {local} and start again"
+            )
+    try:
+        # No safety checker: it takes skin for nudity and blacks the picture out.
+        pipe = StableDiffusionPipeline.from_pretrained(
+            str(local) if local.exists() else name_or_path,
+            safety_checker=None,
+            requires_safety_checker=False,
+            local_files_only=local.exists(),
+        )
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(
+            name_or_path,
+            f"no Stable Diffusion base could be loaded ({str(error)[:200]})",
+            "set base_model to a diffusers directory, or to the id of a model on the hub and fetch "
+            "it where there is a network (./run_all.sh --prefetch with the same preset), or to '' "
+            "to train a small base from scratch",
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tokenizer_for(prompts, folder) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges are learnt from the study's own prompts."""
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        sorted(set(prompts)),
+        trainers.BpeTrainer(
+            vocab_size=1000,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    learnt = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split()) for pair in learnt]
+    letters = sorted(alphabet)
+    tokens = letters + [letter + "</w>" for letter in letters] + ["".join(m) for m in merges]
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
+    )
+    return CLIPTokenizer(
+        str(vocabulary), str(folder / "merges.txt"), model_max_length=77, pad_token="<|endoftext|>"
+    )
+
+
+def pixels(images: np.ndarray) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
+    x = ((x.float().clamp(-1, 1) + 1) * 127.5).round()
+    return x.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
+def flipped(array: np.ndarray, which: int) -> np.ndarray:
+    """The four flips of (B, H, W, ...): 0 none, 1 left-right, 2 up-down, 3 both."""
+    if which & 1:
+        array = array[:, :, ::-1]
+    return array[:, ::-1] if which & 2 else array
+
+
+@torch.no_grad()
+def encode(pipe, images: np.ndarray) -> torch.Tensor:
+    """Scaled latents (B, C, h, w) of uint8 images (B, S, S, 3): the mean of their distribution."""
+    where = next(pipe.vae.parameters()).device
+    out = pipe.vae.eval().encode(pixels(images).to(where, pipe.vae.dtype))
+    z = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+    return z.float() * pipe.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(pipe, latents: torch.Tensor) -> np.ndarray:
+    """uint8 images (B, H, W, 3) of scaled latents (B, C, h, w)."""
+    latents = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+    return to_uint8(pipe.vae.decode(latents).sample)
+
+
+def token_ids(pipe, prompts) -> torch.Tensor:
+    """Token ids (B, 77) of prompts, padded; raises InputError for a prompt that is too long."""
+    room = pipe.tokenizer.model_max_length
+    counts = [len(ids) for ids in pipe.tokenizer(list(prompts), verbose=False).input_ids]
+    if max(counts) > room:
+        raise InputError(
+            f"prompt '{list(prompts)[int(np.argmax(counts))]}'",
+            f"it has {max(counts)} tokens, but the text encoder reads {room}",
+            "name fewer prompt_details",
+        )
+    return pipe.tokenizer(
+        list(prompts), padding="max_length", max_length=room, return_tensors="pt"
+    ).input_ids
+
+
+def noised(scheduler, latents, draw: torch.Generator, batch: int, own: slice):
+    """Noisy latents, their timesteps and the training target of the scheduler's own kind.
+
+    `latents` are the rows `own` of a batch of `batch`; all of it is drawn, so that the number of
+    processes that share a batch changes nothing.
+    """
+    noise = torch.randn((batch, *latents.shape[1:]), generator=draw)[own].to(latents)
+    steps = scheduler.config.num_train_timesteps
+    t = torch.randint(0, steps, (batch,), generator=draw)[own].to(latents.device)
+    return *diffused(scheduler, latents, noise, t), t
+
+
+def diffused(scheduler, latents, noise, t):
+    """Noisy latents at timesteps t, and what the scheduler's prediction type asks for there."""
+    noisy = scheduler.add_noise(latents, noise, t)
+    if scheduler.config.prediction_type == "v_prediction":
+        return noisy, scheduler.get_velocity(latents, noise, t)
+    return noisy, noise
+
+
+def denoising_loss(scheduler, predicted, target, t, min_snr: float = 0.0) -> torch.Tensor:
+    """Mean squared error, with `min_snr` > 0 weighted as Min-SNR (Hang et al. 2023, gamma 5)."""
+    if not min_snr:
+        return F.mse_loss(predicted.float(), target.float())
+    snr = compute_snr(scheduler, t)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    weight = snr.clamp(max=min_snr) / (snr + 1 if velocity else snr.clamp(min=1e-8))
+    error = F.mse_loss(predicted.float(), target.float(), reduction="none")
+    return (weight * error.flatten(1).mean(1)).mean()
+
+
+def new(
+    images: np.ndarray,
+    prompts,
+    folder,
+    *,
+    latent_channels: int,
+    patch: int,
+    whitening: float,
+    channels: list[int],
+    attention: list[bool],
+    text_width: int,
+    seed: int,
+    reach: int = 0,
+) -> StableDiffusionPipeline:
+    """An untrained small Stable Diffusion for images (N, S, S, 3) and the words of `prompts`."""
+    torch.manual_seed(seed)
+    vae = PatchAutoencoder.fit(pixels(images), latent_channels, patch, whitening, reach)
+    tokenizer = tokenizer_for(prompts, folder / "vocabulary")
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=text_width,
+            intermediate_size=2 * text_width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=images.shape[1] // patch,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        layers_per_block=1,
+        block_out_channels=tuple(channels),
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1]),
+        cross_attention_dim=text_width,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    # Zero terminal SNR with trailing steps (Lin et al. 2023): without them contrast is pale.
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder of a base as one model, for training both together."""
+
+    def __init__(self, unet, text_encoder):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy, t, ids):
+        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids (B, 77)."""
+        return self.unet(noisy, t, self.text_encoder(ids)[0]).sample
+
+
+def train(
+    pipe,
+    latents: np.ndarray,
+    prompts,
+    folder,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    prompt_dropout: float,
+    seed: int,
+    record: dict,
+    min_snr: float = 0.0,
+    warmup: float = 0.1,
+    **options,
+):
+    """Train UNet and text encoder of a small base on latents (4, N, C, h, w) (Sec. 2.2).
+
+    `latents`: of `latents.encode_images`, in four flips. A share `prompt_dropout` of the prompts is
+    emptied, so that empty prompts mean something; `warmup`: share of the steps in which the rate
+    rises; `options` go to `training.fit`.
+    """
+    ids, empty = token_ids(pipe, prompts), token_ids(pipe, [""])[0]
+    pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    model = Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
+    own, where = share(batch), device()
+
+    def loss_at(model, step):
+        draw = generator_at(seed, step)
+        rows = batch_at(step, batch, latents.shape[1], seed)
+        flip = torch.randint(0, 4, (batch,), generator=draw)[own]
+        text = ids[rows].clone()
+        text[torch.rand(batch, generator=draw) < prompt_dropout] = empty
+        z = latents[flip.numpy(), rows[own].numpy()]  # NumPy takes a tensor of one for a number
+        z = torch.from_numpy(z).to(where)
+        noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
+        predicted = model(noisy, t, text[own].to(where))
+        return denoising_loss(pipe.scheduler, predicted, target, t, min_snr)
+
+    rising = round(warmup * steps)
+    fit(
+        model,
+        loss_at,
+        folder,
+        steps=steps,
+        lr=lr,
+        record=record,
+        warmup=rising,
+        desc="base",
+        lower="base_batch",
+        **options,
+    )
+    pipe.text_encoder.eval()
+    return pipe
+
+
+def save(pipe, folder, **facts):
+    """Write a base as a diffusers directory, its index last, with its record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model_index.json").unlink(missing_ok=True)  # absent until all parts are there
+    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+        getattr(pipe, name).save_pretrained(folder / name)
+    with atomic_write(folder / "model_index.json") as temporary:
+        temporary.write_text(pipe.to_json_string())
+    weights = sorted(folder.glob("*/*.safetensors"))
+    files = {str(path.relative_to(folder)): file_digest(path) for path in weights}
+    record(folder / "model_index.json", files=files, **facts)

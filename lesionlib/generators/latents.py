@@ -1,0 +1,86 @@
+"""What the locked parts of a base say of the data: computed once, kept on disk, memory-mapped.
+
+Latents of all images in their four flips, and embeddings of all distinct prompts. A training
+reads rows of them; neither autoencoder nor text encoder runs again.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+from lesionlib.engine.files import atomic_write
+from lesionlib.engine.progress import progress
+from lesionlib.engine.provenance import digest, record, recorded
+from lesionlib.generators.base import encode, flipped, token_ids
+
+
+def weights_digest(module) -> str:
+    """A short SHA-256 of a module's names, shapes and values."""
+    total = hashlib.sha256()
+    for name, x in sorted(module.state_dict().items()):
+        total.update(f"{name}{x.dtype}{tuple(x.shape)}".encode())
+        total.update(x.detach().cpu().flatten().clone().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
+def _kept(path, shape, parts):
+    """The float32 array of `shape` at `path`, memory-mapped; made of `parts` if it is not there.
+
+    `parts` yields (index, values) that fill it; only the main process makes it. One that was cut
+    short or changed is made anew.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process and not (path.exists() and recorded(path)):
+            with atomic_write(path) as temporary:
+                array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+                for index, values in parts:
+                    array[index] = values
+                array.flush()
+            record(path)
+    return np.load(path, mmap_mode="r")
+
+
+@torch.no_grad()
+def encode_images(pipe, images: np.ndarray, folder, batch: int = 32) -> np.ndarray:
+    """Scaled latents (4, N, C, h, w) of images (N, S, S, 3) and their flips (`base.flipped`).
+
+    The file in `folder` is named after autoencoder and images, so that it is never a wrong one.
+    Latents are the mean of the autoencoder's distribution, not a draw from it.
+    """
+    name = digest(weights_digest(pipe.vae), pipe.vae.config.scaling_factor, images)
+    first = encode(pipe, images[:1])
+
+    def parts():
+        jobs = [(f, i) for f in range(4) for i in range(0, len(images), batch)]
+        for f, i in progress(jobs, desc="latents"):
+            z = encode(pipe, flipped(images[i : i + batch], f))
+            yield (f, slice(i, i + len(z))), z.cpu().numpy()
+
+    return _kept(folder / f"latents-{name}.npy", (4, len(images), *first.shape[1:]), parts())
+
+
+@torch.no_grad()
+def encode_prompts(pipe, prompts, folder=None, batch: int = 64):
+    """Embeddings (U, 77, D) of the distinct prompts, and the row (B,) of each prompt.
+
+    With `folder` a memory-mapped array, without a torch tensor on the text encoder's device.
+    """
+    distinct, rows = np.unique(np.asarray(list(prompts), dtype=str), return_inverse=True)
+    ids, where = token_ids(pipe, distinct), pipe.text_encoder.device
+
+    def parts():
+        for i in range(0, len(ids), batch):
+            words = pipe.text_encoder(ids[i : i + batch].to(where))[0].float()
+            yield slice(i, i + len(words)), words
+
+    rows = torch.from_numpy(rows.reshape(-1))
+    if folder is None:
+        return torch.cat([words for _, words in parts()]), rows
+    name = digest(weights_digest(pipe.text_encoder), ids.numpy())
+    shape = (*ids.shape, pipe.text_encoder.config.hidden_size)
+    kept = ((index, words.cpu().numpy()) for index, words in parts())
+    return _kept(folder / f"prompts-{name}.npy", shape, kept), rows

@@ -1,0 +1,588 @@
+"""Pix2PixHD, image synthesis from masks by a conditional GAN: the paper's baseline (Table 1).
+
+Paper: Wang et al. 2018, "High-resolution image synthesis and semantic manipulation with
+conditional GANs" (arXiv 1711.11585). Reference implementation: github.com/NVIDIA/pix2pixHD at
+14b3b3c. The same functions, written anew: parameters carry the names of its checkpoints, so
+that weights pass in both directions. Instance normalisation has neither weights nor state.
+"""
+
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from lesionlib.data.dataset import resized
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import Log, atomic_write, read_json, write_json
+from lesionlib.engine.progress import progress
+from lesionlib.engine.training import (
+    Stop,
+    batch_at,
+    generator_at,
+    load_checkpoint,
+    memory,
+    save_checkpoint,
+)
+
+WIDEST = 512  # channels of the discriminator at most
+VGG_SLICES = ((0, 2), (2, 7), (7, 12), (12, 21), (21, 30))  # up to relu1_1, 2_1, 3_1, 4_1, 5_1
+VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+
+
+def _norm_relu(channels):
+    return [nn.InstanceNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+def _first(in_channels, channels):  # 7x7, same size
+    return [nn.ReflectionPad2d(3), nn.Conv2d(in_channels, channels, 7), *_norm_relu(channels)]
+
+
+def _halve(c):  # (B, c, H, W) to (B, 2c, H/2, W/2)
+    return [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), *_norm_relu(2 * c)]
+
+
+def _double(c):  # (B, c, H, W) to (B, c/2, 2H, 2W)
+    conv = nn.ConvTranspose2d(c, c // 2, 3, stride=2, padding=1, output_padding=1)
+    return [conv, *_norm_relu(c // 2)]
+
+
+def _last(channels, out_channels):  # 7x7, same size, values in [-1, 1]
+    return [nn.ReflectionPad2d(3), nn.Conv2d(channels, out_channels, 7), nn.Tanh()]
+
+
+def _pyramid(x, levels):
+    """x (B, C, H, W) and its reductions by 2, 4, ...: means of 3x3, the padding not counted."""
+    pyramid = [x]
+    while len(pyramid) < levels:
+        pyramid.append(F.avg_pool2d(pyramid[-1], 3, stride=2, padding=1, count_include_pad=False))
+    return pyramid
+
+
+class ResidualBlock(nn.Module):
+    """x + two 3x3 convolutions of x with reflected borders; (B, channels, H, W) stays so."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            *_norm_relu(channels),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            nn.InstanceNorm2d(channels),
+        )
+
+    def forward(self, x):
+        return x + self.conv_block(x)
+
+
+class GlobalGenerator(nn.Module):
+    """Generator of one resolution: (B, in_channels, H, W) to (B, out_channels, H, W) in [-1, 1].
+
+    `n_downsample` halvings, `n_blocks` residual blocks, as many doublings; `base_channels` at
+    full resolution, doubled at every halving. H and W: multiples of 2 ** n_downsample, not the
+    first. 182,443,267 parameters for three channels and the defaults.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        base_channels: int = 64,
+        n_downsample: int = 4,
+        n_blocks: int = 9,
+    ):
+        super().__init__()
+        self.config = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            n_blocks=n_blocks,
+            base_channels=base_channels,
+            n_downsample=n_downsample,
+        )
+        widths = [base_channels * 2**i for i in range(n_downsample + 1)]
+        layers = _first(in_channels, base_channels)
+        for width in widths[:-1]:
+            layers += _halve(width)
+        layers += [ResidualBlock(widths[-1]) for _ in range(n_blocks)]
+        for width in widths[:0:-1]:
+            layers += _double(width)
+        self.model = nn.Sequential(*layers, *_last(base_channels, out_channels))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class LocalEnhancer(nn.Module):
+    """A global generator on a reduced input, refined by `n_enhancers` finer generators.
+
+    (B, in_channels, H, W) to (B, out_channels, H, W) in [-1, 1]. `base_channels` counts at full
+    resolution; the inner generator, without its last convolution, has 2 ** n_enhancers times
+    as many and halves `n_downsample` times more.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        base_channels: int = 32,
+        n_downsample: int = 4,
+        n_blocks: int = 9,
+        n_enhancers: int = 1,
+        n_blocks_local: int = 3,
+    ):
+        super().__init__()
+        self.config = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            n_blocks=n_blocks,
+            base_channels=base_channels,
+            n_downsample=n_downsample,
+            n_enhancers=n_enhancers,
+            n_blocks_local=n_blocks_local,
+        )
+        self.n_enhancers = n_enhancers
+        width = base_channels * 2**n_enhancers
+        inner = GlobalGenerator(in_channels, out_channels, width, n_downsample, n_blocks)
+        self.model = inner.model[:-3]
+        for n in range(1, n_enhancers + 1):
+            width //= 2
+            up = [ResidualBlock(2 * width) for _ in range(n_blocks_local)] + _double(2 * width)
+            if n == n_enhancers:
+                up += _last(width, out_channels)
+            down = [*_first(in_channels, width), *_halve(width)]
+            self.add_module(f"model{n}_1", nn.Sequential(*down))
+            self.add_module(f"model{n}_2", nn.Sequential(*up))
+
+    def forward(self, x):
+        *finer, coarsest = _pyramid(x, self.n_enhancers + 1)
+        y = self.model(coarsest)
+        for n, level in enumerate(reversed(finer), 1):
+            down, up = getattr(self, f"model{n}_1"), getattr(self, f"model{n}_2")
+            y = up(down(level) + y)
+        return y
+
+
+class MultiscaleDiscriminator(nn.Module):
+    """PatchGAN discriminators on the input (B, in_channels, H, W) and on its reductions.
+
+    Returns one list per scale, full resolution first, with the outputs of all n_layers + 2
+    layers, the last one the scores (B, 1, h, w). In the parameters' names, as in the reference,
+    scale 0 is the coarsest. 5,535,618 parameters for six channels and the defaults.
+    """
+
+    def __init__(
+        self, in_channels: int, base_channels: int = 64, n_layers: int = 3, n_scales: int = 2
+    ):
+        super().__init__()
+        self.n_layers, self.n_scales = n_layers, n_scales
+        for scale in range(n_scales):
+            for i, layer in enumerate(self._layers(in_channels, base_channels)):
+                self.add_module(f"scale{scale}_layer{i}", layer)
+
+    def _layers(self, in_channels, base_channels):
+        widths = [min(base_channels * 2**i, WIDEST) for i in range(self.n_layers + 1)]
+        for i, width in enumerate(widths):
+            conv = nn.Conv2d(in_channels, width, 4, 1 if i == self.n_layers else 2, padding=2)
+            norm = [nn.InstanceNorm2d(width)] if i else []
+            yield nn.Sequential(conv, *norm, nn.LeakyReLU(0.2, inplace=True))
+            in_channels = width
+        yield nn.Sequential(nn.Conv2d(in_channels, 1, 4, padding=2))
+
+    def forward(self, x):
+        outputs = [[level] for level in _pyramid(x, self.n_scales)]
+        for i, scale in enumerate(reversed(outputs)):
+            for j in range(self.n_layers + 2):
+                scale.append(getattr(self, f"scale{i}_layer{j}")(scale[-1]))
+        return [scale[1:] for scale in outputs]
+
+
+def load_reference_state_dict(model: nn.Module, state_dict: dict) -> nn.Module:
+    """Load a state dict of the reference into a generator, enhancer or discriminator.
+
+    A discriminator's must come from a training with feature matching, the reference's default.
+    A `module.` that DataParallel put before every key is taken off. InputError names the keys
+    that are missing, superfluous or of another shape.
+    """
+    try:
+        model.load_state_dict({k.removeprefix("module."): x for k, x in state_dict.items()})
+    except RuntimeError as error:
+        raise InputError(
+            type(model).__name__,
+            f"the checkpoint does not fit ({error})",
+            "build the model with the sizes that it was trained with",
+        ) from error
+    return model
+
+
+def gan_loss(outputs, is_real: bool) -> torch.Tensor:
+    """Least-squares GAN loss of a discriminator's outputs (list of lists), summed over scales."""
+    return sum((scale[-1] - float(is_real)).square().mean() for scale in outputs)
+
+
+def feature_matching_loss(fake, real, n_layers: int) -> torch.Tensor:
+    """Mean absolute differences of all layers but the last, times 4 / (n_layers + 1) / scales.
+
+    `fake` and `real`: outputs of the discriminator; no gradient flows into `real`.
+    """
+    total = sum(
+        F.l1_loss(f, r.detach())
+        for of_fake, of_real in zip(fake, real, strict=True)
+        for f, r in zip(of_fake[:-1], of_real[:-1], strict=True)
+    )
+    return total * 4 / (n_layers + 1) / len(fake)
+
+
+class VGGLoss(nn.Module):
+    """Weighted mean absolute differences of VGG19's relu1_1, 2_1, 3_1, 4_1 and 5_1.
+
+    `features`: torchvision's layers of that name. Takes images (B, 3, H, W) in [-1, 1] as they
+    are: the reference does not normalise them either. No gradient flows into `real`.
+    """
+
+    def __init__(self, features: nn.Sequential):
+        super().__init__()
+        self.slices = nn.ModuleList(features[a:b] for a, b in VGG_SLICES)
+        self.eval().requires_grad_(False)
+
+    def forward(self, fake, real):
+        total, real = 0.0, real.detach()
+        for part, weight in zip(self.slices, VGG_WEIGHTS, strict=True):
+            fake, real = part(fake), part(real)
+            total = total + weight * F.l1_loss(fake, real)
+        return total
+
+
+def vgg_loss_or_none(weights: str = "disk") -> VGGLoss | None:
+    """The VGG loss with torchvision's ImageNet weights, or None where there are none.
+
+    `weights`: "off" (None); "disk" (`vgg19-*.pth` in the cache of torch.hub, else None);
+    "download" (from there, or over the network into there, None with a warning if it cannot be
+    had); or the path of such a file, InputError if it cannot be used.
+    """
+
+    def found():
+        return sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
+
+    if weights == "off":
+        return None
+    if weights == "download" and not found():
+        import torchvision
+
+        try:
+            torchvision.models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        except (OSError, RuntimeError) as error:
+            print(f"WARNING: VGG19 could not be downloaded ({error}): training without its loss")
+    if weights in ("disk", "download") and not found():
+        return None
+    path = found()[0] if weights in ("disk", "download") else weights
+    import torchvision  # here, because it doubles the start-up of every notebook
+
+    with torch.device("meta"):
+        features = torchvision.models.vgg19().features
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {key: state[f"features.{key}"].float() for key in features.state_dict()}
+        features.load_state_dict(state, assign=True)
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            path,
+            f"no VGG19 weights could be read ({error!r})",
+            'give torchvision\'s vgg19-*.pth, or "off" for no such loss',
+        ) from error
+    return VGGLoss(features)
+
+
+def one_hot(masks: np.ndarray) -> torch.Tensor:
+    """Masks (B, H, W) of 0 (skin) and 1 (lesion) as float (B, 2, H, W); else ValueError."""
+    masks = torch.from_numpy(np.array(masks, dtype=np.uint8))
+    if masks.numel() and masks.max() > 1:
+        raise ValueError(f"masks must hold 0 and 1 only; the largest value is {masks.max()}")
+    return torch.stack([1 - masks, masks], dim=1).float()
+
+
+def batch_of(images, masks, step: int, batch: int, seed: int):
+    """Images (B, 3, S, S) in [-1, 1] and conditions (B, 2, S, S) of a step, randomly flipped."""
+    rows = batch_at(step, batch, len(images), seed).tolist()
+    flips = torch.randint(0, 2, (batch, 2), generator=generator_at(seed, step)).tolist()
+    turns = [np.s_[:: -1 if up else 1, :: -1 if left else 1] for up, left in flips]
+    x, y = (
+        np.stack([array[row][turn] for row, turn in zip(rows, turns, strict=True)])
+        for array in (images, masks)
+    )
+    return torch.from_numpy(x).permute(0, 3, 1, 2) / 127.5 - 1, one_hot(y)
+
+
+def networks(
+    base_channels: int,
+    n_downsample: int,
+    n_blocks: int,
+    disc_channels: int,
+    n_scales: int,
+    seed: int,
+    n_enhancers: int = 0,
+    n_blocks_local: int = 3,
+) -> nn.ModuleList:
+    """Generator and discriminator for two-channel masks; convolutions drawn from N(0, 0.02).
+
+    With `n_enhancers` the generator is a LocalEnhancer whose inner global generator has
+    `base_channels`, and the discriminator has as many scales more.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = GlobalGenerator(2, 3, base_channels, n_downsample, n_blocks)
+        if n_enhancers:
+            generator = LocalEnhancer(
+                2,
+                3,
+                base_channels // 2**n_enhancers,
+                n_downsample,
+                n_blocks,
+                n_enhancers,
+                n_blocks_local,
+            )
+        both = nn.ModuleList(
+            [generator, MultiscaleDiscriminator(5, disc_channels, n_scales=n_scales + n_enhancers)]
+        )
+        for module in both.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+    return both
+
+
+def gradients(
+    generator,
+    discriminator,
+    real,
+    condition,
+    lambda_feat: float,
+    vgg=None,
+    precision: str = "no",
+    scale=lambda loss: loss,
+) -> dict:
+    """Add up both networks' gradients for one batch, at the same weights; return the losses.
+
+    Discriminator: half the sum of its losses on fake and real images. Generator: GAN loss +
+    lambda_feat (feature matching + VGG). `precision` no, bf16 or fp16; `scale` is applied to what
+    is differentiated.
+    """
+    kind = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.autocast(real.device.type, kind, enabled=precision != "no"):
+        fake = generator(condition)
+        pairs = torch.cat([condition.repeat(2, 1, 1, 1), torch.cat([fake.detach(), real])], dim=1)
+        outputs = discriminator(pairs)
+    halves = ([[layer.float().chunk(2)[i] for layer in scale] for scale in outputs] for i in (0, 1))
+    of_fake, of_real = halves
+    losses = {"d_real": gan_loss(of_real, True), "d_fake": gan_loss(of_fake, False)}
+    scale((losses["d_fake"] + losses["d_real"]) / 2).backward()
+    discriminator.requires_grad_(False)
+    with torch.autocast(real.device.type, kind, enabled=precision != "no"):
+        of_fake = discriminator(torch.cat([condition, fake], dim=1))
+        if vgg is not None:
+            losses["g_vgg"] = vgg(fake, real)
+    of_fake = [[layer.float() for layer in scale] for scale in of_fake]
+    losses["g_gan"] = gan_loss(of_fake, True)
+    losses["g_feat"] = feature_matching_loss(of_fake, of_real, discriminator.n_layers)
+    matched = losses["g_feat"] + losses.get("g_vgg", 0)
+    scale(losses["g_gan"] + lambda_feat * matched).backward()
+    discriminator.requires_grad_(True)
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def train(
+    images: np.ndarray,
+    masks: np.ndarray,
+    out_dir,
+    *,
+    steps: int,
+    batch: int,
+    base_channels: int,
+    n_downsample: int,
+    n_blocks: int,
+    disc_channels: int,
+    seed: int,
+    record: dict,
+    n_enhancers: int = 0,
+    fine_steps: int = 0,
+    fixed_steps: int = 0,
+    n_blocks_local: int = 3,
+    n_scales: int = 2,
+    **options,
+):
+    """Train a generator on uint8 images (N, S, S, 3) and masks (N, S, S) of 0 and 1.
+
+    Without enhancers: the global generator, `steps` steps. With them, coarse to fine (Wang et al.
+    2018, Sec. 3.1): the global generator on images reduced 2 ** n_enhancers times, then the
+    enhancer on all of it for `fine_steps` steps, in whose first `fixed_steps` the part that was
+    trained before stays fixed. The discriminator takes its scales along.
+
+    `out_dir` gets `checkpoint.pt` (written aside, then renamed) and `log.csv` (mean losses of
+    `log_every` steps, not yet times lambda_feat); the first of two stages, `out_dir`/coarse.
+    Called again with the same `record` it goes on where it stopped, on a CPU bit for bit, or
+    returns at once when it was done; with another (settings, data, code; JSON-able) it starts
+    afresh. ValueError for shapes that do not fit. `options` go to `stage`.
+    """
+    sizes = (base_channels, n_downsample, n_blocks, disc_channels, n_scales, seed)
+    check(images, masks, n_downsample + n_enhancers)
+    both, out_dir, common = networks(*sizes), Path(out_dir), dict(options, batch=batch, seed=seed)
+    if not n_enhancers:
+        return stage(both, images, masks, out_dir, steps=steps, record=record, **common)
+    small = resized(images, masks, images.shape[1] // 2**n_enhancers)
+    stage(both, *small, out_dir / "coarse", steps=steps, record=record, **common)
+    fine = networks(*sizes, n_enhancers, n_blocks_local)
+    trained = both.state_dict()  # by name and shape, as the original takes a global network along
+    own = fine.state_dict()
+    fine.load_state_dict(
+        own | {k: x for k, x in trained.items() if k in own and own[k].shape == x.shape}
+    )
+    last = [fine[0].get_submodule(f"model{n_enhancers}_{i}") for i in (1, 2)]
+    return stage(
+        fine,
+        images,
+        masks,
+        out_dir,
+        steps=fine_steps,
+        fixed_steps=fixed_steps,
+        free=last,
+        record=record,
+        **common,
+    )
+
+
+def stage(
+    both,
+    images,
+    masks,
+    out_dir,
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    record: dict,
+    lr: float = 2e-4,
+    lambda_feat: float = 10.0,
+    vgg: VGGLoss | None = None,
+    device="cpu",
+    precision: str = "no",
+    fixed_steps: int = 0,
+    free=(),
+    save_every: int = 500,
+    log_every: int = 10,
+) -> nn.Module:
+    """One stage of `train`: Adam at `lr`, constant for half of the steps, then linear to zero.
+
+    In the first `fixed_steps` only the modules `free` of the generator learn; then all do, with a
+    new optimiser, as in the original. Returns the generator; trains both networks of `both`.
+    """
+    both.to(device, memory_format=torch.channels_last)
+
+    def adam():
+        return torch.optim.Adam(both.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
+
+    optimiser, scaler = (
+        adam(),
+        torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16"),
+    )
+    path, start, sums = out_dir / "checkpoint.pt", 0, {}
+    if (state := load_checkpoint(path, record)) is not None:
+        both.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        scaler.load_state_dict(state["scaler"])
+        start, sums = state["step"], state["sums"]
+    if start < fixed_steps:
+        both[0].requires_grad_(False)
+        for module in free:
+            module.requires_grad_(True)
+    fields = ["step", "d_real", "d_fake", "g_gan", "g_feat", *["g_vgg"] * (vgg is not None), "lr"]
+    log = Log(out_dir / "log.csv", fields, start)
+    vgg = None if vgg is None else vgg.to(device)
+    bar = progress(range(start, steps), desc="Pix2PixHD", total=steps, initial=start)
+    with Stop() as stop, memory("pix2pixhd_batch or pix2pixhd_channels"):
+        for step in bar:
+            if step == fixed_steps and fixed_steps:
+                both.requires_grad_(True)
+                optimiser = adam()
+            rate = lr * min(1.0, 2 * (1 - step / steps))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            real, condition = (
+                x.to(device, memory_format=torch.channels_last)
+                for x in batch_of(images, masks, step, batch, seed)
+            )
+            optimiser.zero_grad(set_to_none=True)
+            losses = gradients(*both, real, condition, lambda_feat, vgg, precision, scaler.scale)
+            scaler.step(optimiser)
+            scaler.update()
+            sums = {name: sums.get(name, 0.0) + loss for name, loss in losses.items()}
+            if not all(map(math.isfinite, losses.values())):
+                raise InputError(
+                    path,
+                    f"a loss is no number any more at step {step + 1}: {losses}",
+                    "lower pix2pixhd_lr, or set precision to no; then start again",
+                )
+            if (step + 1) % log_every == 0:
+                means = {name: f"{value / log_every:.5g}" for name, value in sums.items()}
+                log.add(step=step + 1, lr=f"{rate:.4g}", **means)
+                bar.set_postfix(means)
+                sums = {}
+            if (step + 1) % save_every == 0 or step + 1 == steps or stop.asked:
+                save_checkpoint(
+                    path,
+                    model=both.state_dict(),
+                    optimiser=optimiser.state_dict(),
+                    scaler=scaler.state_dict(),
+                    step=step + 1,
+                    sums=sums,
+                    record=record,
+                )
+            if stop.asked and step + 1 < steps:
+                raise stop.error(path, step + 1)
+    both.requires_grad_(True)
+    return both[0].eval()
+
+
+def check(images, masks, n_downsample: int):
+    """ValueError unless images (N, S, S, 3), masks (N, S, S) and the number of halvings agree."""
+    if images.shape != (*masks.shape, 3) or images.dtype != np.uint8 or not len(masks):
+        raise ValueError(
+            f"images must be uint8 (N, S, S, 3) and masks (N, S, S) with N > 0; they "
+            f"are {images.dtype} {images.shape} and {masks.shape}"
+        )
+    unit = 2**n_downsample
+    if any(size % unit or size == unit for size in masks.shape[1:]):
+        raise ValueError(
+            f"{n_downsample} halvings need sizes of {2 * unit}, {3 * unit}, ...; "
+            f"they are {masks.shape[1:]}"
+        )
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, masks: np.ndarray, batch: int = 16, device="cpu"):
+    """Yield a uint8 image (S, S, 3) per mask (N, S, S), in order, whatever the batch size."""
+    generator.eval().to(device)
+    for i in range(0, len(masks), batch):
+        out = generator(one_hot(masks[i : i + batch]).to(device))  # (B, 3, S, S) in [-1, 1]
+        out = ((out + 1) * 127.5).round().to("cpu", torch.uint8)
+        yield from out.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def save(generator: nn.Module, folder):
+    """Write `model.safetensors` and `config.json` (the constructor's arguments) into `folder`."""
+    with atomic_write(Path(folder) / "model.safetensors") as temporary:
+        save_file({key: x.contiguous() for key, x in generator.state_dict().items()}, temporary)
+    write_json(Path(folder) / "config.json", generator.config)
+
+
+def load(folder) -> nn.Module:
+    """The generator that `save` wrote, on the CPU; InputError if the folder holds none."""
+    config, path = read_json(Path(folder) / "config.json"), Path(folder) / "model.safetensors"
+    if config is None or not path.exists():
+        raise InputError(folder, "no Pix2PixHD generator is saved here", "train it first")
+    generator = (LocalEnhancer if "n_enhancers" in config else GlobalGenerator)(**config)
+    generator.load_state_dict(load_file(path))
+    return generator.eval()

@@ -1,0 +1,41 @@
+"""What a finished run says on the terminal: what is in quarantine, both tables, the report."""
+
+import pandas as pd
+
+from lesionlib.engine.errors import require
+from lesionlib.engine.files import resolve
+
+SHOWN = "network method amount schedule steps dice_mean dice_sd seeds remark".split()
+
+
+def table(run, name: str) -> pd.DataFrame:
+    """A table of the run; raises InputError if its notebook has not been run."""
+    made_by = {"table1": "05_image_quality", "table2": "06_segmentation"}
+    path = require(resolve(run) / "tables" / f"{name}.csv", made_by.get(name, "01_data"))
+    found = pd.read_csv(path)
+    return found.fillna({"remark": ""}) if "remark" in found else found
+
+
+def quarantined(run) -> str:
+    """What curation could not use, in one line, or ''."""
+    rows = table(run, "curation")
+    out = rows[rows["status"] != "used"]
+    if out.empty:
+        return ""
+    return (
+        f"{len(out)} of {len(rows)} images are in quarantine (see tables/quarantine.csv), "
+        f"for example: {out['reason'].iloc[0]}"
+    )
+
+
+def summary_lines(run) -> str:
+    """The two tables and the path of the report, as the last lines on the terminal."""
+    parts = [
+        quarantined(run),
+        "Table 1: image quality on S-test, empty prompt",
+        table(run, "table1").round(3).to_string(index=False),
+        "\nTable 2: Dice on S-test, mean per image, mean and sd over seeds",
+        table(run, "table2")[SHOWN].round(3).to_string(index=False),
+        f"\nReport: {resolve(run) / 'report' / 'index.html'}",
+    ]
+    return "\n".join(part for part in parts if part)

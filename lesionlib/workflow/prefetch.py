@@ -1,0 +1,69 @@
+"""All that a run would fetch, fetched beforehand: for clusters whose compute nodes see no network.
+
+`./run_all.sh --preset paper --prefetch` installs the packages, as every start does, and then gets
+what the settings name: ISIC, the base model, weights for the VGG loss and for Inception.
+"""
+
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import resolve
+
+
+def base_model(name: str):
+    """Put a base of the hub into the hub's cache; a directory needs nothing."""
+    if resolve(name).exists():
+        return f"{name}: a directory"
+    from diffusers import StableDiffusionPipeline  # seconds
+
+    try:
+        found = StableDiffusionPipeline.download(name, safety_checker=None, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"base_model: {name}",
+            f"the hub did not give it ({str(error)[:200]})",
+            "check the id and the network, or set base_model to a diffusers directory",
+        ) from error
+    return f"{name}: {found}"
+
+
+def torchvision_weights(name: str, weights: str):
+    """Put weights of torchvision into torch.hub's cache."""
+    import torchvision  # seconds
+
+    try:
+        getattr(torchvision.models, name).IMAGENET1K_V1.get_state_dict(check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            weights, f"they could not be downloaded ({error})", "check the network, then try again"
+        ) from error
+    return f"{weights}: in torch.hub's cache"
+
+
+def isic(folder):
+    """Download ISIC's images and tables."""
+    from lesionlib.data import download
+
+    if code := download.main([str(folder)]):
+        raise InputError(folder, "ISIC is not complete", f"see above; exit status {code}")
+    return f"{folder}: ISIC"
+
+
+def due(settings: dict) -> list:
+    """What the settings need from the network, as (function, its arguments)."""
+    needed = []
+    if settings["source"] == "isic":
+        needed.append((isic, [resolve(settings["isic_root"])]))
+    if settings["base_model"]:
+        needed.append((base_model, [settings["base_model"]]))
+    if settings["pix2pixhd_vgg"] == "download":
+        needed.append((torchvision_weights, ["VGG19_Weights", "weights of the VGG loss"]))
+    if settings["features"] == "inception":
+        needed.append((torchvision_weights, ["Inception_V3_Weights", "weights of Inception v3"]))
+    return needed
+
+
+def prefetch(settings: dict):
+    """Get all of it, the smallest last; InputError names what cannot be had."""
+    needed = due(settings)
+    for function, arguments in needed:
+        print(function(*arguments))
+    print(f"{len(needed)} fetched; the run needs no network now" if needed else "nothing to fetch")

@@ -1,0 +1,149 @@
+"""Runs one notebook of the study with papermill, and writes down what it took and made.
+
+`python -m lesionlib.workflow.stage NOTEBOOK EXECUTED --text LOG --facts JSON --values JSON
+--inputs FILE ... --outputs FILE ...` is what every rule of the Snakefile calls.
+"""
+
+import argparse
+import json
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pynvml
+
+from lesionlib.engine.files import ROOT, write_json
+from lesionlib.engine.provenance import code_version, environment, file_digest
+from lesionlib.report import notebooks
+
+# Jupyter draws the ports of a kernel before it binds them: two that start at the same moment may
+# draw the same one, and the second dies with these words before it has run anything.
+NO_KERNEL = "Kernel died before replying to kernel_info"
+ATTEMPTS = 3
+
+
+def warn_kernel(number, frame):
+    """Pass a signal to stop on to the notebook's kernel, which has a session of its own.
+
+    A training then writes its checkpoint and ends (`training.Stop`); anything else just ends.
+    """
+    children = psutil.Process().children(recursive=True)
+    kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
+    for process in kernels or children:
+        process.send_signal(number)
+
+
+def gpus() -> list:
+    """NVML's handles of the GPUs that this process may see; [] where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def gpu_energy(handles) -> float:
+    """Watt hours that the GPUs have counted since their driver was loaded, whoever used them.
+
+    The counter exists from NVIDIA's Volta generation on; an older GPU adds nothing.
+    """
+    millijoules = 0
+    for handle in handles:
+        with suppress(pynvml.NVMLError):
+            millijoules += pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    return millijoules / 3.6e6
+
+
+def watch_gpus(handles, peak: list, ended: threading.Event):
+    """Keep the largest number of MiB in use on one of the GPUs in `peak`, until `ended`."""
+    while not ended.wait(2):
+        used = [pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20 for handle in handles]
+        peak[0] = max([peak[0], *map(round, used)])
+
+
+def papermill(given) -> tuple[int, dict]:
+    """Execute the notebook; exit status, and the time and memory that it took."""
+    command = [
+        "papermill",
+        given.notebook,
+        given.executed,
+        "--cwd",
+        str(ROOT / "notebooks"),
+        "--no-progress-bar",
+        "--parameters_yaml",
+        given.values,
+    ]
+    gpu, ended, began, handles = [0], threading.Event(), time.time(), gpus()
+    energy = gpu_energy(handles)
+    threading.Thread(target=watch_gpus, args=(handles, gpu, ended), daemon=True).start()
+    for _ in range(ATTEMPTS):
+        with open(given.text, "w") as text:
+            process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, warn_kernel)
+            code = process.wait()
+        if not code or NO_KERNEL not in Path(given.text).read_text():
+            break
+    ended.set()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return code, {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
+        "seconds": round(time.time() - began, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "memory_mb": round(used.ru_maxrss / 1024),
+        "gpu_memory_mb": gpu[0],
+        "gpu_energy_wh": round(gpu_energy(handles) - energy, 2),
+    }
+
+
+def digests(paths) -> dict:
+    """Paths relative to the repository, each with the digest of its file."""
+    found = {path: Path(path).resolve() for path in paths}
+    return {
+        str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path): file_digest(path)
+        for path in found.values()
+    }
+
+
+def main(arguments=None) -> int:
+    """Entry point; the exit status is papermill's."""
+    options = argparse.ArgumentParser(description="Run one notebook of the study.")
+    options.add_argument("notebook")
+    options.add_argument("executed")
+    for name in ("--text", "--facts", "--values"):
+        options.add_argument(name, required=True)
+    for name in ("--inputs", "--outputs"):
+        options.add_argument(name, nargs="*", default=[])
+    given = options.parse_args(arguments)
+    code, took = papermill(given)
+    executed = Path(given.executed)
+    said = notebooks.said(executed) if executed.exists() else []
+    for line in said:
+        print(f"\n{line}\n", file=sys.stderr)
+    if code:
+        lines = Path(given.text).read_text().splitlines()[-3:]
+        print("\n".join(lines), file=sys.stderr)
+        return code
+    write_json(
+        given.facts,
+        {
+            "stage": executed.stem,
+            "parameters": json.loads(given.values),
+            "inputs": digests(given.inputs),
+            "outputs": digests(given.outputs),
+            "code": code_version(),
+            "environment": environment(),
+            **took,
+        },
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
