@@ -1,36 +1,34 @@
 """The order of the study: each rule runs one notebook with papermill (see README)."""
 
 import json
+from pathlib import Path
 
-from lesionlib.engine import settings
 from lesionlib.data import catalogue
+from lesionlib.engine import settings as presets
+from lesionlib.engine.code import code_digest, notebook_digest
 from lesionlib.engine.files import resolve
+from lesionlib.engine.provenance import files_state
+from lesionlib.engine.stages import STAGES
 from lesionlib.segmentation.grid import control_sets, jobs, planned_cells
-from lesionlib.report.notebooks import STAGES, stage_parameters
-from lesionlib.engine.provenance import code_digest, notebook_digest
 
-cfg = settings.load(
+settings = presets.load(
     config.get("preset", "quick"),
     {key: value for key, value in config.items() if key not in ("preset", "name")},
     config.get("name", ""),
 )
-RUN = cfg["run"]
-CELLS = planned_cells(cfg)
-CONTROLS = control_sets(cfg["arms"], cfg["mask_mode"])
-METHODS = [*cfg["methods"], *cfg["others"]]  # somebody's generator is one more
+data, design, jobs_of_run = settings.data, settings.design, settings.jobs
+RUN = settings.run
+CELLS = planned_cells(settings)
+CONTROLS = control_sets(design.arms, design.mask_mode)
+METHODS = [*design.methods, *design.external_generators]  # an external generator is one more
 PAINTED = [  # those with images for the masks of S-test
-    *cfg["methods"],
-    *(name for name, where in cfg["others"].items() if (resolve(where) / "generated").is_dir()),
+    *design.methods,
+    *(n for n, where in design.external_generators.items() if (resolve(where) / "generated").is_dir()),
 ]
-GPU = {"gpu": cfg["job_gpus"]} if cfg["job_gpus"] else {}  # what a training asks a cluster for
-SOURCE = {key: cfg[key] for key in ("images", "masks", "table", "isic_root")}
+GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # what a training asks for
+SOURCE = {key: getattr(data, key) for key in ("images", "masks", "table", "isic_root")}
 EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
-
-
-def state(where):
-    """Digest of the files of somebody's pairs: it changes when they do."""
-    folders = catalogue.pair_folders(where)
-    return catalogue.source_state("folders", *folders, table=str(resolve(where)))
+TEMPLATES = sorted(map(str, Path("lesionlib/report/templates").glob("*")))
 
 
 # A kernel per rule, its threads bounded, its progress bars off; what the executed notebook has
@@ -49,13 +47,20 @@ def notebook(stage):
 
 
 def code(stage):
-    """Digest of the stage's code cells and of the modules they use: a change reruns it."""
+    """Digest of the stage's code cells and of all that they reach: a change reruns it."""
     return notebook_digest(f"notebooks/{stage}.ipynb")
 
 
 def values(stage, **more):
-    """The stage's parameters, as YAML for papermill."""
-    return json.dumps(stage_parameters(stage, cfg) | more)
+    """The notebook's parameters: run, preset, and what is overridden in the groups it reads."""
+    read = {key for key, (group, _) in presets.KEYS.items() if group in STAGES[stage]}
+    own = {key: value for key, value in settings.overrides().items() if key in read}
+    return json.dumps({"run": RUN, "preset": settings.preset, "overrides": own} | more)
+
+
+def groups(stage):
+    """The settings that a stage reads: when one of them changes, it is run again."""
+    return {name: getattr(settings, name).model_dump(mode="json") for name in STAGES[stage]}
 
 
 def logs(stage):
@@ -65,6 +70,11 @@ def logs(stage):
         "text": f"{RUN}/logs/{stage}.txt",
         "facts": f"{RUN}/logs/{stage}.json",
     }
+
+
+def spent(stage):
+    """Time and memory of a stage, measured by Snakemake."""
+    return f"{RUN}/logs/{stage}.tsv"
 
 
 localrules:
@@ -94,20 +104,24 @@ rule data:
         f"{RUN}/tables/near_duplicates.csv",
         f"{RUN}/tables/split_audit.csv",
         f"{RUN}/data/originals.npz",
-        expand(RUN + "/data/external/{name}/index.csv", name=cfg["external"]),
+        expand(RUN + "/data/external/{name}/index.csv", name=data.external_tests),
     log:
         **logs("01_data"),
+    benchmark:
+        spent("01_data")
     params:
         code=code("01_data"),
         values=values("01_data"),
-        source=catalogue.source_state(cfg["source"], **SOURCE),
-        external={name: state(where) for name, where in cfg["external"].items()},
+        settings=groups("01_data"),
+        source=catalogue.source_state(data.source, **SOURCE),
+        split=files_state(data.split),
+        external={n: catalogue.pairs_state(where) for n, where in data.external_tests.items()},
     shell:
         PAPERMILL
 
 
 rule masks:
-    "Notebook 02: masks and prompts of the synthetic images; the judge of masks."
+    "Notebook 02: masks and prompts of the synthetic images; the reference segmenter."
     input:
         rules.data.output,
         notebook=notebook("02_masks"),
@@ -118,9 +132,13 @@ rule masks:
         f"{RUN}/models/reference_segmenter/model.safetensors",
     log:
         **logs("02_masks"),
+    benchmark:
+        spent("02_masks")
     params:
         code=code("02_masks"),
         values=values("02_masks"),
+        settings=groups("02_masks"),
+        wishes=files_state(settings.masks.prompt_draw),
     threads: 1
     shell:
         PAPERMILL
@@ -133,7 +151,7 @@ rule controlnet:
         rules.masks.output,
         notebook=notebook("03_controlnet"),
     output:
-        [] if cfg["base_model"] else f"{RUN}/models/base/model_index.json",
+        [] if settings.base.model else f"{RUN}/models/base/model_index.json",
         f"{RUN}/models/controlnet/diffusion_pytorch_model.safetensors",
         f"{RUN}/synthetic/controlnet/manifest.csv",
         f"{RUN}/generated/controlnet/manifest.csv",
@@ -144,10 +162,14 @@ rule controlnet:
         f"{RUN}/models/attribute_classifier/model.safetensors",
     log:
         **logs("03_controlnet"),
+    benchmark:
+        spent("03_controlnet")
     params:
         code=code("03_controlnet"),
         values=values("03_controlnet"),
-    threads: cfg["threads"]
+        settings=groups("03_controlnet"),
+        base=files_state(settings.base.model),
+    threads: jobs_of_run.threads
     resources:
         **GPU,
     priority: 1  # the longest, and others wait for it
@@ -166,10 +188,14 @@ rule pix2pixhd:
         f"{RUN}/generated/pix2pixhd/manifest.csv",
     log:
         **logs("04_pix2pixhd"),
+    benchmark:
+        spent("04_pix2pixhd")
     params:
         code=code("04_pix2pixhd"),
         values=values("04_pix2pixhd"),
-    threads: cfg["threads"]
+        settings=groups("04_pix2pixhd"),
+        weights=files_state(settings.pix2pixhd.vgg),
+    threads: jobs_of_run.threads
     resources:
         **GPU,
     priority: 1  # the longest, and others wait for it
@@ -177,12 +203,12 @@ rule pix2pixhd:
         PAPERMILL
 
 
-# Pairs of other generators (--synthetic NAME=DIR): one more arm beside the two of the paper.
-for name, where in cfg["others"].items():
+# Pairs of external generators (--synthetic NAME=DIR): one more arm beside the two of the paper.
+for name, where in design.external_generators.items():
 
     rule:
         name:
-            f"elsewhere_{name}"
+            f"external_{name}"
         input:
             rules.data.output,
             rules.masks.output,
@@ -190,11 +216,11 @@ for name, where in cfg["others"].items():
             f"{RUN}/synthetic/{name}/manifest.csv",
             [f"{RUN}/generated/{name}/manifest.csv"] if name in PAINTED else [],
         params:
-            code=code_digest("elsewhere"),
-            files=state(where),
-            values=[RUN, name, where, cfg["fit"]],
+            code=code_digest("lesionlib.generators.external_generators:read"),
+            files=catalogue.pairs_state(where),
+            values=[RUN, name, where, data.fit],
         log:
-            f"{RUN}/logs/elsewhere_{name}.txt",
+            f"{RUN}/logs/external_{name}.txt",
         shell:
             "LESIONLIB_QUIET=1 python -m lesionlib.generators.external_generators {params.values:q} > {log} 2>&1 "
             "|| {{ tail -n 5 {log} >&2; exit 1; }}"
@@ -221,16 +247,20 @@ rule image_quality:
         f"{RUN}/tables/image_claims.csv",
     log:
         **logs("05_image_quality"),
+    benchmark:
+        spent("05_image_quality")
     params:
         code=code("05_image_quality"),
         values=values("05_image_quality"),
+        settings=groups("05_image_quality"),
+        weights=files_state(settings.evaluation.features),
     threads: 1
     shell:
         PAPERMILL
 
 
 # Notebook 06, once for each share of the grid. A rerun loads the cells that are up to date.
-for number, (needed, cells) in enumerate(jobs(CELLS, cfg["cells_per_job"]), 1):
+for number, (needed, cells) in enumerate(jobs(CELLS, jobs_of_run.cells_per_job), 1):
 
     rule:
         name:
@@ -246,7 +276,7 @@ for number, (needed, cells) in enumerate(jobs(CELLS, cfg["cells_per_job"]), 1):
         params:
             code=code("06_segmentation"),
             values=values("06_segmentation", cells=" ".join(cells)),
-        threads: cfg["threads"]
+        threads: jobs_of_run.threads
         resources:
             **GPU,
         shell:
@@ -272,9 +302,12 @@ rule segmentation:
         f"{RUN}/tables/external.csv",
     log:
         **logs("06_segmentation"),
+    benchmark:
+        spent("06_segmentation")
     params:
         code=code("06_segmentation"),
         values=values("06_segmentation"),
+        settings=groups("06_segmentation"),
     threads: 1
     shell:
         PAPERMILL
@@ -292,9 +325,12 @@ rule figures:
         expand(RUN + "/figures/figure{n}.png", n=[1, 2, 3, 4]),
     log:
         **logs("07_figures"),
+    benchmark:
+        spent("07_figures")
     params:
         code=code("07_figures"),
         values=values("07_figures"),
+        settings=groups("07_figures"),
     shell:
         PAPERMILL
 
@@ -303,13 +339,14 @@ rule report:
     "The executed notebooks as linked pages, and where everything comes from."
     input:
         rules.figures.output,
+        TEMPLATES,
     output:
         f"{RUN}/report/index.html",
         f"{RUN}/provenance.json",
     params:
-        code=code_digest("report"),
-        settings=json.dumps(cfg),
-        stages=STAGES,
+        code=code_digest("lesionlib.report.pages:write"),
+        settings=json.dumps(settings.flat()),
+        stages=list(STAGES),
     log:
         f"{RUN}/logs/report.txt",
     shell:

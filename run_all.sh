@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets the study's environment up (once), then hands over to it: ./run_all.sh --help
+# Sets up the study's environment (once), then runs the study in it: ./run_all.sh --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -19,19 +19,20 @@ else
   fi
 fi
 
-# The stamp holds what was installed and where; while it is true there is nothing to set up.
+# The stamp records what was installed and where; while it matches, there is nothing to set up.
 stamp=$bin/../lesionlib.stamp
-state=$(cat requirements*.txt pyproject.toml | cksum; pwd)
+state=$(cat requirements/*.txt pyproject.toml | cksum; pwd)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   echo "Installing the pinned packages (about 6 GB, minutes) ..." >&2
-  "$bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.txt
-  # Compiled at once: where Python may not write bytecode, every kernel would start thrice as slowly.
+  "$bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+  # Bytecode is compiled now: where Python may not write it later, kernels start three times slower.
   install() { "$bin/python" -m uv pip install -q --compile-bytecode --python "$bin/python" "$@"; }
-  install --require-hashes -r requirements.txt ||
-    fail "the packages could not be installed; see the message above. Is the package index reached?"
-  install --require-hashes --no-deps -r requirements-test.txt || fail "the tests' packages: see above."
-  # elasticdeform's wheels do not work with NumPy 2: it is compiled, where there is a compiler.
-  install --require-hashes --no-deps --no-binary elasticdeform -r requirements-source.txt ||
+  install --require-hashes -r requirements/study.txt ||
+    fail "the packages could not be installed; see the message above. Is the package index reachable?"
+  install --require-hashes --no-deps -r requirements/test.txt ||
+    fail "the packages of the tests could not be installed; see the message above."
+  # elasticdeform's wheels do not work with NumPy 2: it is built from source, given a compiler.
+  install --require-hashes --no-deps --no-binary elasticdeform -r requirements/source.txt ||
     echo "No C compiler: elastic deformation will use SciPy instead of elasticdeform." >&2
   install --no-deps -e .
   echo "$state" > "$stamp"

@@ -1,4 +1,4 @@
-"""./run_all.sh --bench: speeds of this study's code against named references, in one run."""
+"""./run_all.sh --bench: speed of the study's code against named references, in one run."""
 
 import pandas as pd
 

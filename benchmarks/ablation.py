@@ -1,9 +1,9 @@
 """The ablation of changes to the generators: what was tried on real images, and what it was worth.
 
 `python -m benchmarks.ablation runs/isic config/ablation/isic.yaml` trains every variant on the G of
-the run and measures its images. A variant is the plan's settings with the changes that it names; one
-that was measured before, with the same settings, data and code, is not trained again. `--variants` measures
-some only, so that several processes can share the work.
+the run and measures its images. A variant is the plan's settings with the changes that it names;
+one that was measured before, with the same settings, data and code, is not trained again.
+`--variants` measures some only, so that several processes can share the work.
 """
 
 import argparse
@@ -16,29 +16,28 @@ import yaml
 
 from lesionlib.data import dataset
 from lesionlib.engine import settings as config
+from lesionlib.engine.code import code_digest
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import read_json, resolve, write_csv, write_json, write_npy
-from lesionlib.engine.provenance import code_digest, code_version, digest
+from lesionlib.engine.provenance import code_version, digest
+from lesionlib.engine.settings import Settings
 from lesionlib.engine.training import device
 from lesionlib.evaluation import distribution
 from lesionlib.generators import base, controlnet, latents, pix2pixhd
 from lesionlib.segmentation import reference
 
 SHOWN = 300  # masks of S-train (or two thirds): no generator has seen them, no table is about them
-SAMPLING = ("ddim_steps", "ddim_eta", "base_reach")  # change the images, but not the training
-OWN = (
-    "base_",
-    "controlnet_",
-    "pix2pixhd_",
-    "ddim_",
-    "min_",
-    "warmup",
-    "gradient_",
-    "ema",
-    "precision",
-    "generator_seed",
-    "sample_seed",
-)  # settings that these generators know
+GROUPS = {  # of settings that a generator reads
+    "controlnet": ("base", "training", "controlnet", "sampling"),
+    "pix2pixhd": ("training", "pix2pixhd"),
+}
+CODE = {  # what makes its weights, and what its images
+    "controlnet": (
+        (base.new, base.train, controlnet.new, controlnet.train, latents.encode_images),
+        (controlnet.sample, base.PatchAutoencoder),
+    ),
+    "pix2pixhd": ((pix2pixhd.train,), (pix2pixhd.generate,)),
+}
 COLUMNS = [
     "generator",
     "variant",
@@ -62,87 +61,46 @@ def variants(plan: dict):
             yield generator, variant, config.load(plan["preset"], changed)
 
 
-def named(settings: dict, prefix: str, *names: str) -> dict:
-    """Settings prefix_name as {name: value}."""
-    return {name: settings[f"{prefix}_{name}"] for name in names}
+def keys(generator: str, settings: Settings, data: str) -> tuple[str, str]:
+    """What determines the weights, and what determines the images, of a variant."""
+    groups = {name: getattr(settings, name).determining() for name in GROUPS[generator]}
+    trained = {name: dict(group) for name, group in groups.items() if name != "sampling"}
+    trained.get("base", {}).pop("reach", None)  # changes the decoder only
+    for_weights, for_images = (code_digest(*functions) for functions in CODE[generator])
+    weights = digest(generator, trained, data, for_weights)
+    return weights, digest(weights, groups, for_images)
 
 
-def by_controlnet(s: dict, G, masks, folder) -> np.ndarray:
-    """Images (N, S, S, 3) of a base and a ControlNet with settings `s`; empty prompts."""
-    seed, said = s["generator_seed"], G.table["prompt"]
-    record = {"settings": digest({k: v for k, v in s.items() if k not in SAMPLING})}
-    both = dict(
-        min_snr=s["min_snr"],
-        warmup=s["warmup"],
-        clip=s["gradient_clip"],
-        ema=s["ema"],
-        precision=s["precision"],
-        save_every=s["save_every"],
-        seed=seed,
-        record=record,
-    )
-    sizes = named(
-        s,
-        "base",
-        "channels",
-        "attention",
-        "text_width",
-        "whitening",
-        "latent_channels",
-        "patch",
-        "reach",
-    )
-    pipe = base.new(G.images, said, folder / "base", seed=seed, **sizes)
+def by_controlnet(s: Settings, G, masks, folder) -> np.ndarray:
+    """Images (N, S, S, 3) of a base and a ControlNet with settings `s`; empty prompts.
+
+    `folder` keeps the training; its name is what determines the weights.
+    """
+    seed, prompts, record = s.training.generator_seed, G.table["prompt"], {"key": folder.name}
+    pipe = base.new(G.images, prompts, folder / "base", s.base, seed)
     z = latents.encode_images(pipe, G.images, folder / "latents")
-    schedule = ("steps", "batch", "lr", "prompt_dropout")
-    base.train(pipe, z, said, folder / "base", **named(s, "base", *schedule), **both)
-    controlled = controlnet.new(pipe, seed)
-    controlnet.train(
-        pipe,
-        controlled,
-        z,
-        G.masks,
-        said,
-        folder / "controlnet",
-        **named(s, "controlnet", *schedule, "decay"),
-        **both,
-    )
-    how = dict(steps=s["ddim_steps"], eta=s["ddim_eta"], seed=s["sample_seed"])
-    return np.stack(list(controlnet.sample(pipe, controlled, masks, [""] * len(masks), **how)))
+    base.train(pipe, z, prompts, folder / "base", s.base, s.training, record)
+    options = {"locked": s.controlnet.locked, "middle_only": s.controlnet.middle_only}
+    controlled = controlnet.new(pipe, seed, **options)
+    examples = controlnet.Examples(z, G.masks, prompts)
+    target = folder / "controlnet"
+    controlnet.train(pipe, controlled, examples, target, s.controlnet, s.training, record)
+    own = s.sampling.model_copy(update={"guidance": 1.0})
+    return np.stack(list(controlnet.sample(pipe, controlled, masks, [""] * len(masks), own)))
 
 
-def by_pix2pixhd(s: dict, G, masks, folder) -> np.ndarray:
-    """Images (N, S, S, 3) of a Pix2PixHD with settings `s`."""
-    sizes = named(s, "pix2pixhd", "channels", "downsample", "blocks", "enhancers")
-    sizes = dict(
-        zip(
-            ("base_channels", "n_downsample", "n_blocks", "n_enhancers"),
-            sizes.values(),
-            strict=True,
-        )
-    )
-    generator = pix2pixhd.train(
-        G.images,
-        G.masks,
-        folder,
-        record={"settings": digest(s)},
-        seed=s["generator_seed"],
-        vgg=pix2pixhd.vgg_loss_or_none(s["pix2pixhd_vgg"]),
-        precision=s["precision"],
-        save_every=s["save_every"],
-        device=device(),
-        **sizes,
-        **named(
-            s, "pix2pixhd", "steps", "batch", "lr", "fine_steps", "fixed_steps", "disc_channels"
-        ),
-    )
+def by_pix2pixhd(s: Settings, G, masks, folder) -> np.ndarray:
+    """Images (N, S, S, 3) of a Pix2PixHD with settings `s`; `folder` as in `by_controlnet`."""
+    vgg, record = pix2pixhd.vgg_loss_or_none(s.pix2pixhd.vgg), {"key": folder.name}
+    groups = s.pix2pixhd, s.training
+    generator = pix2pixhd.train(G.images, G.masks, folder, *groups, record, vgg=vgg)
     return np.stack(list(pix2pixhd.generate(generator, masks, device=device())))
 
 
 GENERATORS = {"controlnet": by_controlnet, "pix2pixhd": by_pix2pixhd}
 
 
-def climb(run, plan: dict, chosen=()) -> pd.DataFrame:
+def measure(run, plan: dict, chosen=()) -> pd.DataFrame:
     """Measure the variants of `plan` (those named in `chosen`, if any); a row for each of them.
 
     KID, recall and coverage are of features of the run's classifier, against the other images
@@ -162,9 +120,7 @@ def climb(run, plan: dict, chosen=()) -> pd.DataFrame:
 
     found = [{"generator": "real", "variant": "real images"} | measured(images)]
     for generator, variant, settings in variants(plan):
-        used = {k: v for k, v in settings.items() if k.startswith(OWN)}
-        key = digest(generator, used, study.fingerprint, code_digest(generator))
-        trained = digest(generator, {k: v for k, v in used.items() if k not in SAMPLING})
+        trained, key = keys(generator, settings, study.fingerprint)
         path = run / "ablation" / f"{key}.json"
         if not path.exists() and (not chosen or variant["name"] in chosen):
             print(f"{generator}: {variant['name']}", file=sys.stderr)
@@ -189,7 +145,7 @@ def main(arguments=None) -> int:
     given = options.parse_args(arguments)
     plan = resolve(given.plan)
     try:
-        table = climb(given.run, yaml.safe_load(plan.read_text()), given.variants)
+        table = measure(given.run, yaml.safe_load(plan.read_text()), given.variants)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

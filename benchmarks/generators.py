@@ -9,6 +9,8 @@ machine and run; what ours computes once (latents, embeddings) is done before th
 import itertools
 import tempfile
 import time
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -24,6 +26,7 @@ from benchmarks import sd15
 from lesionlib.data import phantom
 from lesionlib.engine import settings as config
 from lesionlib.engine import training
+from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Sampling, Training
 from lesionlib.generators import base, controlnet, latents, pix2pixhd
 
 PROMPTS = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma with streaks"]
@@ -79,10 +82,10 @@ def enlarged(folder, target, size=ISIC):
         if path.suffix in (".jpg", ".png"):
             (target / path.parent.name).mkdir(parents=True, exist_ok=True)
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            how = cv2.INTER_CUBIC if path.suffix == ".jpg" else cv2.INTER_NEAREST
-            picture = cv2.resize(picture, size, interpolation=how)
-            how = [cv2.IMWRITE_JPEG_QUALITY, 90] if path.suffix == ".jpg" else []
-            cv2.imwrite(str(target / path.parent.name / path.name), picture, how)
+            method = cv2.INTER_CUBIC if path.suffix == ".jpg" else cv2.INTER_NEAREST
+            picture = cv2.resize(picture, size, interpolation=method)
+            options = [cv2.IMWRITE_JPEG_QUALITY, 90] if path.suffix == ".jpg" else []
+            cv2.imwrite(str(target / path.parent.name / path.name), picture, options)
 
 
 def synchronise():
@@ -91,76 +94,85 @@ def synchronise():
         torch.cuda.synchronize()
 
 
-def example_rate(pipe, folder, size, batch, steps, *, workers=0, to_none=False, precision="no"):
-    """Samples per second of the loop of diffusers' example, with these of its flags."""
-    unet, vae, encoder = (x.to(DEVICE) for x in (pipe.unet, pipe.vae, pipe.text_encoder))
-    for part in (unet, vae, encoder):
-        part.requires_grad_(False).to(memory_format=torch.contiguous_format)
+@dataclass(frozen=True)
+class Flags:
+    """Flags of diffusers' example."""
+
+    workers: int = 0  # processes that decode pictures
+    to_none: bool = False  # gradients are set to None
+    precision: str = "no"  # no or bf16
+
+
+def example_step(pipe, model, batch, dtype) -> torch.Tensor:
+    """The loss of one step of diffusers' example, on `batch` (images, masks, token ids)."""
+    image, mask, ids = batch
+    out = pipe.vae.encode(image.to(dtype))
+    z = out.latents if hasattr(out, "latents") else out.latent_dist.sample()
+    z = z * pipe.vae.config.scaling_factor
+    noise, steps = torch.randn_like(z), pipe.scheduler.config.num_train_timesteps
+    t = torch.randint(0, steps, (len(image),), device=z.device)
+    noisy = pipe.scheduler.add_noise(z.float(), noise.float(), t).to(dtype)
+    words = pipe.text_encoder(ids, return_dict=False)[0]
+    hints = {"controlnet_cond": mask.to(dtype)}
+    down, middle = model(noisy, t, encoder_hidden_states=words, **hints, return_dict=False)
+    predicted = pipe.unet(
+        noisy,
+        t,
+        encoder_hidden_states=words,
+        down_block_additional_residuals=[x.to(dtype) for x in down],
+        mid_block_additional_residual=middle.to(dtype),
+        return_dict=False,
+    )[0]
+    target = noise
+    if pipe.scheduler.config.prediction_type == "v_prediction":
+        target = pipe.scheduler.get_velocity(z, noise, t)
+    return F.mse_loss(predicted.float(), target.float(), reduction="mean")
+
+
+def example_rate(pipe, folder, size, batch, steps, flags: Flags):
+    """Samples per second of the loop of diffusers' example, with these flags."""
+    parts, dtype = (pipe.unet, pipe.vae, pipe.text_encoder), torch.float32
+    for part in parts:
+        part.to(DEVICE).requires_grad_(False).to(memory_format=torch.contiguous_format)
     model = controlnet.new(pipe).controlnet.to(DEVICE, memory_format=torch.contiguous_format)
-    unet.to(memory_format=torch.contiguous_format)
-    accelerator = training.accelerator(precision)
-    kind = {"no": torch.float32, "bf16": torch.bfloat16}[precision]
-    for part in (unet, vae, encoder):
-        part.to(dtype=kind) if precision != "no" else None
+    pipe.unet.to(memory_format=torch.contiguous_format)
+    accelerator = training.accelerator(flags.precision)
+    if flags.precision != "no":
+        dtype = torch.bfloat16
+        for part in parts:
+            part.to(dtype=dtype)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-6, weight_decay=1e-2)
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)
-    loader = DataLoader(
-        Pictures(folder, size, pipe.tokenizer),
-        batch,
-        shuffle=True,
-        num_workers=workers,
-        drop_last=True,
-        persistent_workers=workers > 0,
-    )
+    pictures, options = Pictures(folder, size, pipe.tokenizer), dict(num_workers=flags.workers)
+    options |= dict(shuffle=True, drop_last=True, persistent_workers=flags.workers > 0)
+    loader = DataLoader(pictures, batch, **options)
     model, optimiser, loader, rates = accelerator.prepare(model, optimiser, loader, rates)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    for step, (image, mask, ids) in enumerate(batches):
+    for step, one in enumerate(batches):
         if step == 2:
             synchronise()
             start = time.perf_counter()
         if step == 2 + steps:
             synchronise()
             break
-        out = vae.encode(image.to(kind))
-        z = out.latents if hasattr(out, "latents") else out.latent_dist.sample()
-        z = z * vae.config.scaling_factor
-        noise = torch.randn_like(z)
-        t = torch.randint(0, pipe.scheduler.config.num_train_timesteps, (batch,), device=z.device)
-        noisy = pipe.scheduler.add_noise(z.float(), noise.float(), t).to(kind)
-        words = encoder(ids, return_dict=False)[0]
-        down, middle = model(
-            noisy, t, encoder_hidden_states=words, controlnet_cond=mask.to(kind), return_dict=False
-        )
-        predicted = unet(
-            noisy,
-            t,
-            encoder_hidden_states=words,
-            down_block_additional_residuals=[x.to(kind) for x in down],
-            mid_block_additional_residual=middle.to(kind),
-            return_dict=False,
-        )[0]
-        target = noise
-        if pipe.scheduler.config.prediction_type == "v_prediction":
-            target = pipe.scheduler.get_velocity(z, noise, t)
-        loss = F.mse_loss(predicted.float(), target.float(), reduction="mean")
+        loss = example_step(pipe, model, one, dtype)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         rates.step()
-        optimiser.zero_grad(set_to_none=to_none)
+        optimiser.zero_grad(set_to_none=flags.to_none)
         loss.detach().item()  # for its progress bar
     rate = batch * steps / (time.perf_counter() - start)
     del loader
-    for part in (unet, vae, encoder):
-        part.to(dtype=torch.float32) if precision != "no" else None
+    for part in parts:
+        part.to(dtype=torch.float32)
     return rate
 
 
-def our_rates(pipe, images, masks, prompts, batch, steps, precision="no"):
-    """Samples per second of our training, the seconds, and those in forward and backward; even
-    `steps`."""
-    pipe.to(DEVICE)
-    controlled, seen, busy, backward = controlnet.new(pipe), [], [], torch.Tensor.backward
+@contextmanager
+def clocked(model):
+    """Yield a list that gets the time before and after each forward and backward pass."""
+    busy, backward = [], torch.Tensor.backward
 
     def clock(*_):
         synchronise()
@@ -171,85 +183,113 @@ def our_rates(pipe, images, masks, prompts, batch, steps, precision="no"):
         backward(*given, **options)
         clock()
 
-    def watch(_):
-        synchronise()
-        seen.append((time.perf_counter(), len(busy)))
-        return {"seconds": seen[-1][0]}
-
-    controlled.register_forward_pre_hook(clock)
-    controlled.register_forward_hook(clock)
+    model.register_forward_pre_hook(clock)
+    model.register_forward_hook(clock)
     torch.Tensor.backward = timed_backward
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            z = latents.encode_images(pipe, images, Path(folder))
-            controlnet.train(
-                pipe,
-                controlled,
-                z,
-                masks,
-                prompts,
-                Path(folder),
-                steps=2 + steps,
-                batch=batch,
-                lr=5e-6,
-                prompt_dropout=0.5,
-                seed=0,
-                record={},
-                precision=precision,
-                validate=watch,
-                validate_every=2,
-                save_every=10**9,
-            )
+        yield busy
     finally:
         torch.Tensor.backward = backward
-    (start, first), (end, last) = seen[1], seen[-1]
+
+
+def our_rates(pipe, images, masks, batch, steps, precision="no"):
+    """Samples per second of our training, the seconds, and those in forward and backward passes.
+
+    `steps` is even.
+    """
+    pipe.to(DEVICE)
+    controlled, times = controlnet.new(pipe), []
+    settings = ControlNet(steps=2 + steps, batch=batch, lr=5e-6, prompt_dropout=0.5)
+    shared = Training(ema=0.0, precision=precision, save_every=10**9)
+    prompts = [PROMPTS[i % 2] for i in range(len(images))]
+    with clocked(controlled) as busy, tempfile.TemporaryDirectory() as place:
+
+        def watch(_):
+            synchronise()
+            times.append((time.perf_counter(), len(busy)))
+            return {"seconds": times[-1][0]}
+
+        folder = Path(place)
+        z = latents.encode_images(pipe, images, folder)
+        examples, monitor = controlnet.Examples(z, masks, prompts), base.Monitor(watch, 2)
+        controlnet.train(pipe, controlled, examples, folder, settings, shared, {}, monitor)
+    (start, first), (end, last) = times[1], times[-1]
     spans = np.diff(busy[first:last])[::2]
     return batch * steps / (end - start), end - start, spans.sum()
 
 
-FLAGS = {"workers": dict(workers=2, to_none=True)}
-FLAGS["workers, bf16"] = dict(FLAGS["workers"], precision="bf16")
+FLAGS = {"workers": Flags(workers=2, to_none=True)}
+FLAGS["workers, bf16"] = Flags(workers=2, to_none=True, precision="bf16")
 
 
-def training_rows(name, pipe, folders, size, batch, steps, repeats, flags=FLAGS, number=None):
+def training_rows(pipe, folders, size, batch, steps, repeats, flags=FLAGS, number=None):
     """Rows for one base: against the example's defaults, its best flags, and the limit.
 
-    `folders` of pictures by what is said of them: the example decodes them in every step. `number`
-    images for ours, whose latents are made before the clock starts (default: all).
+    `folders` of pictures by label: the example decodes them in every step. `number` images for
+    ours, whose latents are made before the clock starts (default: all).
     """
     folder = next(iter(folders.values()))
     images, masks = (array[:number] for array in arrays(folder, size))
-    prompts = [PROMPTS[i % 2] for i in range(len(images))]
     precision = "bf16" if DEVICE.type == "cuda" else "no"
-    flags = {"defaults": {}} | flags
-    ours, shares, theirs = [], [], {(kind, key): [] for kind in folders for key in flags}
+    flags = {"defaults": Flags()} | flags
+    ours, shares, theirs = [], [], {(label, key): [] for label in folders for key in flags}
     for _ in range(repeats):
-        rate, *seconds = our_rates(pipe, images, masks, prompts, batch, steps, precision)
+        rate, *seconds = our_rates(pipe, images, masks, batch, steps, precision)
         ours.append(rate)
         shares.append(seconds)
-        for kind, key in theirs:
-            slow = flags[key].get("precision") and DEVICE.type == "cpu"  # once is enough to see it
-            if slow and (len(ours) > 1 or folders[kind] is not folder):
+        for label, key in theirs:
+            slow = flags[key].precision != "no" and DEVICE.type == "cpu"  # once is enough
+            if slow and (len(ours) > 1 or folders[label] is not folder):
                 continue
-            theirs[kind, key].append(
-                example_rate(pipe, folders[kind], size, batch, steps, **flags[key])
-            )
+            rate = example_rate(pipe, folders[label], size, batch, steps, flags[key])
+            theirs[label, key].append(rate)
     whole, both = min(shares)
-    title = f"ControlNet training, {name}"
-    rows = [(f"{title}: seconds of all in forward + backward", both, whole, "s")]
-    for kind in folders:
-        tuned = [key for key in list(flags)[1:] if theirs[kind, key]]
-        best = max(tuned, key=lambda key, kind=kind: max(theirs[kind, key]))
+    rows = [("seconds of all in forward + backward", both, whole, "s")]
+    for label in folders:
+        tuned = [key for key in list(flags)[1:] if theirs[label, key]]
+        best = max(tuned, key=lambda key, label=label: max(theirs[label, key]))
         for said, key in (("defaults", "defaults"), (f"best flags ({best})", best)):
-            rows.append(
-                (
-                    f"{title}, {kind}: example's {said}",
-                    max(ours),
-                    max(theirs[kind, key]),
-                    "samples/s",
-                )
-            )
+            rates = max(ours), max(theirs[label, key])
+            rows.append((f"{label}: example's {said}", *rates, "samples/s"))
     return rows
+
+
+def titled(name, rows):
+    """Rows of `training_rows` with the name of the base."""
+    title = f"ControlNet training, {name}"
+    return [(f"{title}: {x}" if i == 0 else f"{title}, {x}", *y) for i, (x, *y) in enumerate(rows)]
+
+
+def timed(number, work):
+    """Images per second of `work`, which makes `number` of them, and the images."""
+    synchronise()
+    start = time.perf_counter()
+    images = work()
+    synchronise()
+    return number / (time.perf_counter() - start), images
+
+
+def their_sampling(pipe, controlled, masks, steps):
+    """A function that samples images of masks by the pipeline of diffusers; it takes its options.
+
+    Noise is that of `controlnet.sample`, prompts are empty.
+    """
+    side, number = masks.shape[1] // pipe.vae_scale_factor, len(masks)
+    shape = (pipe.unet.config.in_channels, side, side)
+    noise = [torch.randn(shape, generator=training.generator_at(0, i)) for i in range(number)]
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+    theirs = StableDiffusionControlNetPipeline(
+        **parts, controlnet=controlled.controlnet, requires_safety_checker=False
+    )
+    theirs.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.stack(noise).to(DEVICE)
+
+    def sample(**options):
+        options |= dict(latents=noise, num_inference_steps=steps, output_type="np")
+        return theirs([""] * number, controlnet.hints_of(masks).to(DEVICE), **options).images
+
+    return sample
 
 
 def sampling_rows(name, pipe, size, number, steps, repeats):
@@ -264,56 +304,19 @@ def sampling_rows(name, pipe, size, number, steps, repeats):
         torch.nn.init.normal_(layer.weight, std=0.02)  # so that control changes something
     masks = np.zeros((number, size, size), np.uint8)
     masks[:, size // 4 : size // 2, size // 4 : size // 2] = 1
-    side = size // pipe.vae_scale_factor
-    shape = (pipe.unet.config.in_channels, side, side)
-    noise = torch.stack(
-        [torch.randn(shape, generator=training.generator_at(0, i)) for i in range(number)]
-    ).to(DEVICE)
-    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-    theirs = StableDiffusionControlNetPipeline(
-        **parts, controlnet=controlled.controlnet, requires_safety_checker=False
-    )
-    theirs.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    theirs.set_progress_bar_config(disable=True)
-
-    def timed(work):
-        synchronise()
-        start = time.perf_counter()
-        images = work()
-        synchronise()
-        return number / (time.perf_counter() - start), images
-
-    def reference(**options):
-        return timed(
-            lambda: (
-                theirs(
-                    [""] * number,
-                    controlnet.hint(masks).to(DEVICE),
-                    latents=noise,
-                    num_inference_steps=steps,
-                    output_type="np",
-                    **options,
-                ).images
-            )
-        )
+    theirs = their_sampling(pipe, controlled, masks, steps)
+    settings = Sampling(ddim_steps=steps, sample_batch=number)
 
     def own():
-        return timed(
-            lambda: np.stack(
-                list(
-                    controlnet.sample(
-                        pipe, controlled, masks, [""] * number, steps=steps, batch=number
-                    )
-                )
-            )
-        )
+        made = controlnet.sample(pipe, controlled, masks, [""] * number, settings)
+        return np.stack(list(made))
 
     ours, default = [], []
     for _ in range(repeats):
-        rate, images = own()
+        rate, images = timed(number, own)
         ours.append(rate)
-        default.append(reference()[0])
-    same = reference(guidance_scale=1.0)[1]
+        default.append(timed(number, theirs)[0])
+    same = theirs(guidance_scale=1.0)
     apart = np.abs(images / 255 - same).mean() * 255
     return [
         (f"sampling, {name}: pipeline of diffusers", max(ours), max(default), "images/s"),
@@ -349,30 +352,17 @@ def literal_pix2pixhd(images, masks, batch, sizes, disc_channels):
     return step
 
 
-def pix2pixhd_row(images, masks, settings, steps, repeats):
+def pix2pixhd_row(images, masks, settings: Pix2PixHD, steps, repeats):
     """Steps per second of our training against the literal float32 loop."""
-    sizes = [settings[f"pix2pixhd_{k}"] for k in ("channels", "downsample", "blocks")]
-    critic, batch = settings["pix2pixhd_disc_channels"], settings["pix2pixhd_batch"]
-    ours, theirs = [], []
+    sizes = settings.channels, settings.downsample, settings.blocks
+    critic, batch, ours, theirs = settings.disc_channels, settings.batch, [], []
+    shared = Training(save_every=10**9)
 
     def seconds(number):
+        own = settings.model_copy(update=dict(steps=number, enhancers=0, lr=2e-4))
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            pix2pixhd.train(
-                images,
-                masks,
-                Path(folder),
-                steps=number,
-                batch=batch,
-                base_channels=sizes[0],
-                n_downsample=sizes[1],
-                n_blocks=sizes[2],
-                disc_channels=critic,
-                seed=0,
-                record={},
-                device=DEVICE,
-                save_every=10**9,
-            )
+            pix2pixhd.train(images, masks, Path(folder), own, shared, {})
             return time.perf_counter() - start
 
     for _ in range(repeats):
@@ -390,63 +380,59 @@ def pix2pixhd_row(images, masks, settings, steps, repeats):
     return [("Pix2PixHD training: literal float32 loop", max(ours), max(theirs), "steps/s")]
 
 
+def isic_shape(folder, settings: Base):
+    """Stable Diffusion 1.5's autoencoder and text encoder with a UNet as small as the base's."""
+    attention = settings.attention
+    downs = ("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention)
+    ups = ("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1])
+    return sd15.pipeline(
+        PROMPTS,
+        folder,
+        block_out_channels=tuple(settings.channels),
+        layers_per_block=1,
+        down_block_types=tuple(downs),
+        up_block_types=tuple(ups),
+        attention_head_dim=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+
+
+def full_size_rows(folder) -> list[tuple]:
+    """Rows of Stable Diffusion 1.5 itself, which needs a GPU."""
+    if DEVICE.type != "cuda":
+        none = float("nan")
+        return [("Stable Diffusion 1.5, 512 px (GPU: not measured)", none, none, "")]
+    pipe, name = sd15.pipeline(PROMPTS, folder / "whole"), "Stable Diffusion 1.5, 512 px"
+    found = titled(name, training_rows(pipe, {"256 px": folder}, 512, 4, 10, 1))
+    found += sampling_rows(name, pipe, 512, 4, 20, 1)
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    return [*found, ("peak memory of all this", peak, float("nan"), "GiB")]
+
+
 def rows(repeats: int = 3) -> list[tuple[str, float, float, str]]:
     """(name, ours, reference, unit), the best of alternating repeats.
 
     In the sizes of the preset isic with as many threads as its jobs have.
     """
-    settings, found = config.load("isic"), []
+    settings = config.load("isic")
     threads = torch.get_num_threads()
-    torch.set_num_threads(settings["threads"])
-    size, batch = settings["image_size"], settings["controlnet_batch"]
+    torch.set_num_threads(settings.jobs.threads)
+    size, batch, name = settings.data.image_size, settings.controlnet.batch, "isic sizes"
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        large, small = folder / "large", {"256 px": folder}
         phantom.write_dataset(folder, 64, 256, workers=1)
         images, masks = arrays(folder, size)
-        pipe = base.new(
-            images,
-            PROMPTS,
-            folder / "small",
-            latent_channels=settings["base_latent_channels"],
-            patch=settings["base_patch"],
-            whitening=settings["base_whitening"],
-            channels=settings["base_channels"],
-            attention=settings["base_attention"],
-            text_width=settings["base_text_width"],
-            seed=0,
-        )
-        large = folder / "large"
+        own = settings.base.model_copy(update={"reach": 0})
+        pipe = base.new(images, PROMPTS, folder / "small", own, 0)
         enlarged(folder, large)
-        folders = {"256 px": folder, "{}x{}".format(*ISIC): large}
-        found += training_rows("isic sizes", pipe, folders, size, batch, 12, repeats)
-        found += sampling_rows("isic sizes", pipe, size, 16, settings["ddim_steps"], repeats)
-        found += pix2pixhd_row(images, masks, settings, 30, repeats)
+        folders = small | {"{}x{}".format(*ISIC): large}
+        found = titled(name, training_rows(pipe, folders, size, batch, 12, repeats))
+        found += sampling_rows(name, pipe, size, 16, settings.sampling.ddim_steps, repeats)
+        found += pix2pixhd_row(images, masks, settings.pix2pixhd, 30, repeats)
         torch.set_num_threads(threads)
-        attention = settings["base_attention"]
-        kinds = ("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention)
-        ups = ("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1])
-        pipe = sd15.pipeline(
-            PROMPTS,
-            folder / "shape",
-            block_out_channels=tuple(settings["base_channels"]),
-            layers_per_block=1,
-            down_block_types=tuple(kinds),
-            up_block_types=tuple(ups),
-            attention_head_dim=4,
-            norm_num_groups=8,
-            sample_size=32,
-        )
-        name = "SD 1.5's autoencoder and text encoder"
+        pipe, name = isic_shape(folder / "shape", own), "SD 1.5's autoencoder and text encoder"
         flags = FLAGS if DEVICE.type == "cuda" else {"workers": FLAGS["workers"]}
-        found += training_rows(name, pipe, {"256 px": folder}, 256, 4, 2, 1, flags, number=8)
-        if DEVICE.type == "cuda":
-            pipe = sd15.pipeline(PROMPTS, folder / "whole")
-            name = "Stable Diffusion 1.5, 512 px"
-            found += training_rows(name, pipe, {"256 px": folder}, 512, 4, 10, 1)
-            found += sampling_rows(name, pipe, 512, 4, 20, 1)
-            peak = torch.cuda.max_memory_allocated() / 2**30
-            found.append(("peak memory of all this", peak, float("nan"), "GiB"))
-        else:
-            none = float("nan")
-            found.append(("Stable Diffusion 1.5, 512 px (GPU: not measured)", none, none, ""))
-    return found
+        found += titled(name, training_rows(pipe, small, 256, 4, 2, 1, flags, number=8))
+        return found + full_size_rows(folder)

@@ -13,19 +13,19 @@ from lesionlib.masks import recipe
 SIZE = 512
 
 
-def literal(n: int, recipe=recipe.Recipe()):  # noqa: B008
-    """n masks, one after another, each step on the whole canvas; those of one region count."""
+def literal(n: int, numbers=recipe.Recipe()):  # noqa: B008
+    """n masks, one after another, each step on the whole canvas; only single regions are kept."""
     rng, found = np.random.default_rng(0), []
-    side = 2 * round((recipe.element * SIZE - 1) / 2) + 1
+    side = 2 * round((numbers.element * SIZE - 1) / 2) + 1
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     rows, columns = (np.indices((SIZE, SIZE)) + 0.5) / SIZE
     while len(found) < n:
-        centre = rng.uniform(recipe.min_radius, 1 - recipe.min_radius, 2)
-        radius = rng.uniform(recipe.min_radius, min(*centre, *(1 - centre)))
+        centre = rng.uniform(numbers.min_radius, 1 - numbers.min_radius, 2)
+        radius = rng.uniform(numbers.min_radius, min(*centre, *(1 - centre)))
         canvas = (np.hypot(rows - centre[0], columns - centre[1]) <= radius).astype(np.float32)
-        canvas = ndimage.gaussian_filter(canvas, recipe.blur * SIZE, mode="constant")
+        canvas = ndimage.gaussian_filter(canvas, numbers.blur * SIZE, mode="constant")
         canvas = elasticdeform.deform_random_grid(
-            canvas, sigma=recipe.displacement * SIZE, points=recipe.grid, order=3
+            canvas, sigma=numbers.displacement * SIZE, points=numbers.grid, order=3
         )
         mask = (canvas > 0.5).astype(np.uint8)
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, element)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from benchmarks.curation import write_pairs
 from lesionlib.data import curation
 from lesionlib.engine import settings as config
 from lesionlib.engine.files import ROOT
-from lesionlib.engine.training import device
+from lesionlib.engine.training import Files, device
 from lesionlib.segmentation import networks, training
 
 FILES = (3000, 2000)  # pixels
@@ -81,9 +82,9 @@ def plain_rate(network, table, size, batch, steps, **options) -> float:
             step += 1
 
 
-def our_rate(network, images, masks, batch, steps, **options) -> tuple[float, float]:
+def our_rate(network, pairs, recipe, steps) -> tuple[float, float]:
     """Samples per second of ours, and the share of the time from each forward to its backward."""
-    build, backward, clock = networks.build, torch.Tensor.backward, time.perf_counter
+    build, backward, clock = training.build, torch.Tensor.backward, time.perf_counter
     starts, ends = [], []
 
     def timed_build(*given, **named):
@@ -96,44 +97,41 @@ def our_rate(network, images, masks, batch, steps, **options) -> tuple[float, fl
         ends.append(clock())
 
     def train(number):
-        start = clock()
-        training.train(
-            network,
-            images,
-            masks,
-            images[:2],
-            masks[:2],
-            steps=number,
-            batch=batch,
-            lr=1e-3,
-            seed=0,
-            validations=1,
-            **options,
-        )
-        return clock() - start
+        with tempfile.TemporaryDirectory() as folder:
+            files = Files(Path(folder) / "checkpoint.pt", Path(folder) / "log.csv")
+            how, start = dict(seed=0, steps=number, files=files, key=""), clock()
+            training.train(network, pairs, tuple(x[:2] for x in pairs), recipe, **how)
+            return clock() - start
 
     train(2)  # the first one in a process is slower
     before = train(2)  # what every training costs once
-    networks.build, torch.Tensor.backward = timed_build, timed_backward
+    training.build, torch.Tensor.backward = timed_build, timed_backward
     try:
         seconds = train(2 + steps) - before
     finally:
-        networks.build, torch.Tensor.backward = build, backward
-    return batch * steps / seconds, sum(np.subtract(ends, starts)[2:]) / seconds
+        training.build, torch.Tensor.backward = build, backward
+    return recipe.batch * steps / seconds, sum(np.subtract(ends, starts)[2:]) / seconds
 
 
-def training_rows(settings, repeats: int):
+def training_rows(settings: config.Segmentation, repeats: int):
     """Rows at 64 and 256 px for the preset's U-Net."""
-    options = {"encoder": settings["unet_encoder"], "decoder_channels": settings["unet_decoder"]}
-    batch, rows = settings["batch"], []
+    options = {"encoder": settings.unet_encoder, "decoder_channels": settings.unet_decoder}
+    recipe = training.Recipe(
+        settings.batch,
+        settings.lr,
+        validations=1,
+        encoder=settings.unet_encoder,
+        decoder=settings.unet_decoder,
+    )
+    batch, rows = settings.batch, []
     with tempfile.TemporaryDirectory() as folder:
         table = write_pairs(folder, 48, *FILES)
         for size, steps in ((64, 20), (256, 5)):
             curation.curate(table, size, f"{folder}/{size}")
-            images, masks = (np.load(f"{folder}/{size}/{name}") for name in curation.NAMES[:2])
+            pairs = [np.load(f"{folder}/{size}/{name}") for name in curation.NAMES[:2]]
             ours, theirs = [], []
             for _ in range(repeats):
-                ours.append(our_rate("unet", images, masks, batch, steps, **options))
+                ours.append(our_rate("unet", pairs, recipe, steps))
                 theirs.append(plain_rate("unet", table, size, batch, steps, **options))
             rate, share = max(ours)
             title = f"segmentation training, {size} px"
@@ -178,9 +176,9 @@ def grid_row():
 def rows(repeats: int = 2) -> list[tuple[str, float, float, str]]:
     """(name, ours, reference, unit), the best of alternating repeats, one thread as in a job."""
     settings, threads = config.load("isic"), torch.get_num_threads()
-    torch.set_num_threads(settings["threads"])
+    torch.set_num_threads(settings.jobs.threads)
     try:
-        return [*training_rows(settings, repeats), grid_row()]
+        return [*training_rows(settings.segmentation, repeats), grid_row()]
     finally:
         torch.set_num_threads(threads)
 

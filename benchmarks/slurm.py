@@ -1,7 +1,7 @@
-"""The study on Slurm: what a second slot brings, and what Snakemake and Slurm cost per job.
+"""The study on Slurm: the gain of a second slot, and the overhead of Snakemake and Slurm per job.
 
 `running` starts a real Slurm of one node on this machine, from Debian's slurm-wlm and munge,
-without systemd, cgroups or a database; it needs root, and a machine that belongs to no cluster. The
+without systemd, cgroups or a database; it needs root and a machine that belongs to no cluster. The
 tests use it too.
 """
 
@@ -22,7 +22,7 @@ from lesionlib.engine.files import ROOT, read_json
 CONFIG = Path("/etc/slurm/slurm.conf")
 MARK = "# one node, written by benchmarks/slurm.py of lesionlib\n"
 NAME = "bench-slurm"
-# What a node of a few GB without a database needs, and quick looks at short jobs.
+# For a node of a few GB without a database, with frequent status checks for short jobs.
 OPTIONS = [
     "--cluster",
     "slurm",
@@ -38,7 +38,7 @@ OPTIONS = [
 
 
 def possible() -> bool:
-    """Whether `running` can start a Slurm here."""
+    """Whether `running` can start a Slurm on this machine."""
     places = f"{os.environ['PATH']}:/usr/sbin"
     installed = all(shutil.which(name, path=places) for name in ("sbatch", "slurmd", "munged"))
     foreign = CONFIG.exists() and not CONFIG.read_text().startswith(MARK)
@@ -132,7 +132,7 @@ def study(*arguments) -> float:
 
 
 def rows() -> list[tuple[str, float, float, str]]:
-    """(name, ours, reference, unit); none where no Slurm can be started."""
+    """(name, ours, reference, unit); empty where Slurm cannot be started."""
     if not possible():
         return []
     run, spent = ROOT / "runs" / NAME, {}
@@ -142,7 +142,7 @@ def rows() -> list[tuple[str, float, float, str]]:
         for slots in (1, 2):
             for grid in (run / "cells", run / "checkpoints" / "cells"):
                 shutil.rmtree(grid, ignore_errors=True)
-            # Snakemake makes no cell anew that only an existing table needs.
+            # Snakemake does not rebuild a cell that only an existing table needs.
             for done in [*run.glob("logs/06_segmentation*"), run / "tables" / "table2.csv"]:
                 done.unlink(missing_ok=True)
             spent[slots] = study("--jobs", str(slots), "segmentation")

@@ -1,27 +1,24 @@
 """A tiny base of the study's own classes, with images, masks and prompts to train it on.
 
-`python tests/small_base.py KIND FOLDER [STEPS]` trains a ControlNet (or base, or Pix2PixHD) in
-FOLDER: what the tests kill, start again, and start in several processes.
+`python tests/small_base.py KIND FOLDER [STEPS]` trains a ControlNet (or base, Pix2PixHD, or the
+reference segmenter) in FOLDER: what the tests kill, start again, and start in several processes.
 """
 
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
+from lesionlib.data.dataset import Study
+from lesionlib.engine import training as loop
+from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Reference, Training
 from lesionlib.generators import base, controlnet, latents, pix2pixhd
+from lesionlib.segmentation import reference
 
 PROMPTS = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma with streaks"]
-SIZES = dict(
-    latent_channels=8,
-    patch=4,
-    whitening=0.5,
-    channels=[16, 32],
-    attention=[False, True],
-    text_width=16,
-    seed=0,
-)
+SMALL = Base(channels=[16, 32], attention=[False, True], text_width=16, reach=0)
 
 
 def pairs(n: int = 24):
@@ -39,42 +36,38 @@ def pairs(n: int = 24):
 def untrained(folder):
     """Its pipeline, and latents of the images, kept in `folder`."""
     images, _, prompts = pairs()
-    pipe = base.new(images, prompts, folder, **SIZES)
+    pipe = base.new(images, prompts, folder, SMALL, 0)
     return pipe, latents.encode_images(pipe, images, folder)
 
 
 def train(kind: str, folder, steps: int = 12, **options):
-    """Train one of the study's generators in `folder`; returns its weights."""
+    """Train a generator, or the reference segmenter, in `folder`; returns its weights."""
     torch.set_num_threads(1)
     images, masks, prompts = pairs()
-    common = (
-        dict(steps=steps, batch=4, lr=1e-3, seed=0, record={"n": 1}, save_every=3, log_every=2)
-        | options
-    )
+    monitor, common = base.Monitor(log_every=2), dict(steps=steps, batch=4, lr=1e-3)
+    training = Training(ema=0.9, min_snr=5.0, **{"save_every": 3} | options)
     if kind == "pix2pixhd":
-        return pix2pixhd.train(
-            images,
-            masks,
-            folder,
-            base_channels=4,
-            n_downsample=1,
-            n_blocks=1,
-            disc_channels=4,
-            n_enhancers=1,
-            fine_steps=steps,
-            fixed_steps=4,
-            **common,
-        ).state_dict()
+        sizes = dict(channels=4, downsample=1, blocks=1, disc_channels=4, enhancers=1)
+        own = Pix2PixHD(fine_steps=steps, fixed_steps=4, **sizes, **common)
+        options = dict(log_every=2)
+        model = pix2pixhd.train(images, masks, folder, own, training, {"n": 1}, **options)
+        return model.state_dict()
+    if kind == "reference":
+        parts = pd.DataFrame({"split": ["S-train"] * 16 + ["S-val"] * 4 + ["G"] * 4})
+        own = Reference(size=32, epochs=steps, batch=8, lr=3e-3, decoder=[16, 8, 8])
+        return reference.train(folder, Study(images, masks, parts, "f"), own).model.state_dict()
     pipe, z = untrained(folder)
-    common |= dict(prompt_dropout=0.5, ema=0.9, min_snr=5.0)
+    common["prompt_dropout"] = 0.5
     if kind == "base":
-        base.train(pipe, z, prompts, folder, **common)
+        base.train(pipe, z, prompts, folder, Base(**common), training, {"n": 1}, monitor)
         return base.Denoiser(pipe.unet, pipe.text_encoder).state_dict()
-    controlled = controlnet.new(pipe, locked=False)
-    controlnet.train(pipe, controlled, z, masks, prompts, folder, accumulate=2, **common)
+    controlled, own = controlnet.new(pipe, locked=False), ControlNet(accumulate=2, **common)
+    examples = controlnet.Examples(z, masks, prompts)
+    controlnet.train(pipe, controlled, examples, folder, own, training, {"n": 1}, monitor)
     return controlled.state_dict()
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[2])
+    loop.SAVE_AFTER = 0  # the reference segmenter saves at each validation
     torch.save(train(sys.argv[1], target, *map(int, sys.argv[3:])), target / "weights.pt")

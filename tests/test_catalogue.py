@@ -96,9 +96,9 @@ def test_wrong_tables_and_folders_are_named(folders, change, said):
 @pytest.mark.parametrize(
     "cell, said",
     [
-        ('=HYPERLINK("http://x")', "line 3, column 'site': it begins as a formula does"),
-        (" @SUM(1)", "begins as a formula"),
-        ("+cmd|' /C calc'!A0", "begins as a formula"),
+        ('=HYPERLINK("http://x")', "line 3, column 'site': it begins like a formula"),
+        (" @SUM(1)", "begins like a formula"),
+        ("+cmd|' /C calc'!A0", "begins like a formula"),
         ("x" * 100_000_000, "line 3, column 'site': it has more than 10,000 characters"),
     ],
 )

@@ -215,7 +215,7 @@ def test_a_second_run_reads_nothing_until_something_changes(table, tmp_path, mon
     assert reads() == 24 and (out / "images.npy").read_bytes() == before
     (out / "masks.npy").unlink()
     assert reads() == 24
-    (out / "pixels.json").write_text("{")
+    (out / "pixels.csv.json").write_text("{")
     assert reads() == 24
     assert reads(12) == 24 and reads(12, fit="crop") == 24 and reads(12, state="new") == 24
     os.utime(table["mask"][4], ns=(1, 1))
@@ -529,4 +529,4 @@ def test_broken_inputs_are_mended_or_named_and_never_pass_unnoticed(tmp_path):
             continue
         assert row.repairs and error < 2 and wrong <= 0.01, (row, error, wrong)
     assert silent <= 0.1 * len(PERHAPS) * EACH
-    assert json.loads((tmp_path / "out" / "pixels.json").read_text())["key"]
+    assert json.loads((tmp_path / "out" / "pixels.csv.json").read_text())["key"]

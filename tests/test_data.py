@@ -71,7 +71,7 @@ def test_arrays_and_labels_with_one_flipped_bit_or_cut_short_are_refused(saved, 
     flipped[-20] ^= 4
     for damaged in (bytes(flipped), whole[:-30]):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="data: .*were cut short or changed.*run notebooks/01"):
+        with pytest.raises(InputError, match="data: .*are corrupt.*run notebooks/01"):
             dataset.load(saved)
     path.write_bytes(whole)
     assert len(dataset.load(saved).images) == 23

@@ -14,7 +14,7 @@ from lesionlib.engine.errors import InputError
 
 HOLDER = """
 import subprocess, sys, time
-from lesionlib.engine.files import atomic_write, held
+from lesionlib.engine.files import atomic_write, run_lock
 with run_lock(sys.argv[1]) as hold, atomic_write(sys.argv[1] + "/tables/table.csv") as half:
     half.write_text("a,b")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
@@ -48,7 +48,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path
 def test_a_damaged_json_file_is_named(tmp_path):
     for damaged in (b'{"a": 1', b"\xff\xfe", b""):
         (tmp_path / "a.json").write_bytes(damaged)
-        with pytest.raises(InputError, match="a.json: it was cut short or changed. Remedy: delete"):
+        with pytest.raises(
+            InputError, match="a.json: it is corrupt .truncated or modified.. Remedy: delete"
+        ):
             files.read_json(tmp_path / "a.json", {})
 
 
@@ -58,7 +60,7 @@ def test_an_artefact_that_is_not_what_was_recorded_is_refused_or_made_anew(tmp_p
     provenance.record(path, key="k")
     assert provenance.recorded(path)["key"] == "k" and provenance.unchanged(path) == path
     path.write_text("a,b\n1,3\n")
-    with pytest.raises(InputError, match="table.csv: it was cut short or changed"):
+    with pytest.raises(InputError, match="table.csv: it is corrupt"):
         provenance.unchanged(path)
     assert provenance.recorded(path) == {}
     assert "WARNING: " in capsys.readouterr().out

@@ -76,8 +76,8 @@ def test_sets_for_controls_are_those_of_the_other_mask_modes():
     ]
 
 
-def test_a_generator_from_elsewhere_is_one_more_method_in_every_arm():
-    settings = config.load("smoke", {"others": {"gan": "/x"}})
+def test_an_external_generator_is_one_more_method_in_every_arm():
+    settings = config.load("smoke", {"external_generators": {"gan": "/x"}})
     own = [cell for cell in planned_cells(settings) if source(cell.method) == "gan"]
     assert {(c.method, c.share > 0) for c in own} == {
         ("gan", True),

@@ -1,9 +1,9 @@
-"""Cached latents and embeddings: what they should be, computed once, never a wrong file."""
+"""Cached latents and embeddings: correct, computed once, never outdated."""
 
 import numpy as np
 import pytest
 import torch
-from small_base import PROMPTS, SIZES, pairs
+from small_base import PROMPTS, SMALL, pairs
 
 from lesionlib.generators import base, latents
 
@@ -11,7 +11,7 @@ from lesionlib.generators import base, latents
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
     images, _, prompts = pairs()
-    return base.new(images, prompts, tmp_path_factory.mktemp("base"), **SIZES)
+    return base.new(images, prompts, tmp_path_factory.mktemp("base"), SMALL, 0)
 
 
 def test_latents_are_those_of_the_images_and_their_flips(pipe, tmp_path):
@@ -34,12 +34,13 @@ def test_they_are_computed_once_and_again_for_other_images_or_weights(pipe, tmp_
     latents.encode_images(pipe, images[::-1], tmp_path)
     assert len(calls) == 1 + before
     calls.clear()
-    other = base.new(images, PROMPTS, tmp_path, **dict(SIZES, whitening=0.9))
+    settings = SMALL.model_copy(update={"whitening": 0.9})
+    other = base.new(images, PROMPTS, tmp_path, settings, 0)
     assert not np.array_equal(latents.encode_images(other, images, tmp_path), first)
     assert len(calls) == before and len(list(tmp_path.glob("latents-*.npy"))) == 3
 
 
-def test_latents_that_were_damaged_are_named_and_made_anew(pipe, tmp_path, capsys):
+def test_corrupt_latents_are_reported_and_rebuilt(pipe, tmp_path, capsys):
     images = pairs()[0]
     first = np.array(latents.encode_images(pipe, images, tmp_path))
     path = next(tmp_path.glob("latents-*.npy"))
@@ -47,7 +48,7 @@ def test_latents_that_were_damaged_are_named_and_made_anew(pipe, tmp_path, capsy
     for damaged in (whole[:-100], whole[:-9] + b"x" + whole[-8:]):
         path.write_bytes(damaged)
         assert np.array_equal(latents.encode_images(pipe, images, tmp_path), first)
-        assert f"WARNING: {path}: it was cut short or changed" in capsys.readouterr().out
+        assert f"WARNING: {path}: it is corrupt" in capsys.readouterr().out
 
 
 def test_an_interrupted_encoding_leaves_nothing_under_the_final_name(pipe, tmp_path, monkeypatch):

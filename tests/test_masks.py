@@ -6,7 +6,7 @@ import pytest
 
 from lesionlib.engine.errors import InputError
 from lesionlib.masks import recipe
-from lesionlib.masks.recipe import Recipe, elastic, random_masks, steps
+from lesionlib.masks.recipe import Recipe, elastic, random_masks, random_masks_counted, steps
 
 STEPS = ["circle", "blur", "elastic", "threshold", "open and close", "region growing"]
 
@@ -86,10 +86,10 @@ def test_steps_end_in_the_mask_and_show_every_operation(drawn):
 
 
 def test_circles_keep_the_threshold_and_the_edge():
-    recipe = Recipe(min_radius=0.15)
+    numbers = Recipe(min_radius=0.15)
     rng = np.random.default_rng(0)
     for _ in range(200):
-        circle = recipe.circle(rng, 100, recipe)
+        circle = recipe.circle(rng, 100, numbers)
         area = circle.mean()
         assert np.pi * 0.15**2 * 0.97 < area < np.pi * 0.5**2
         height, width = np.ptp(np.argwhere(circle), axis=0) + 1
@@ -98,8 +98,8 @@ def test_circles_keep_the_threshold_and_the_edge():
 
 
 def test_without_deformation_the_mask_is_the_circle():
-    recipe = Recipe(displacement=0, blur=0.005, element=0)
-    pictures = [steps(128, 0, i, recipe) for i in range(10)]
+    numbers = Recipe(displacement=0, blur=0.005, element=0)
+    pictures = [steps(128, 0, i, numbers) for i in range(10)]
     for p in pictures:
         circle, mask = p["circle"] > 0, p["region growing"] > 0
         assert (circle ^ mask).sum() <= 0.02 * circle.sum()
@@ -172,19 +172,15 @@ def test_opening_removes_specks_and_closing_fills_notches():
 
 def test_rejected_shapes_are_redrawn_and_counted(real):
     mixed = np.stack([np.zeros_like(real[0]), real[4]])  # an empty mask, half of the draws
-    some, rejected = random_masks(40, 64, mode="real", real=mixed, return_rejected=True)
+    some, rejected = random_masks_counted(40, 64, mode="real", real=mixed)
     assert 15 < rejected < 80
     assert [components(m) for m in some] == [1] * 40
-    parts = [
-        random_masks(20, 64, mode="real", real=mixed, first=f, return_rejected=True)[1]
-        for f in (0, 20)
-    ]
+    parts = [random_masks_counted(20, 64, mode="real", real=mixed, first=f)[1] for f in (0, 20)]
     assert sum(parts) == rejected
 
 
 def test_strong_deformation_is_rejected_in_paper_mode_too():
-    recipe = Recipe(displacement=0.15)
-    some, rejected = random_masks(60, 64, recipe=recipe, return_rejected=True)
+    some, rejected = random_masks_counted(60, 64, recipe=Recipe(displacement=0.15))
     assert rejected > 0 and all(components(m) == 1 for m in some)
 
 

@@ -3,14 +3,13 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
-from lesionlib.engine import provenance
+from lesionlib.engine import code
 from lesionlib.engine import settings as config
 from lesionlib.engine.files import ROOT
+from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,7 +22,7 @@ def cells(path, kind=None):
 
 
 def test_the_seven_stages_are_there():
-    assert tuple(NAMES) == notebooks.STAGES
+    assert NAMES == list(STAGES)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
@@ -32,30 +31,27 @@ def test_no_outputs_are_committed(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
-def test_parameters_are_settings_with_the_defaults_of_quick(path):
-    settings = config.load("quick")
-    own = {"cells"} if path.stem == "06_segmentation" else set()
-    values = notebooks.parameters(path)
-    assert set(values) <= set(settings) | own
-    assert {"run", "preset"} <= set(values)
-    assert all(values[name] == settings[name] for name in set(values) - own)
+def test_parameters_are_run_preset_and_overrides_each_with_a_comment(path):
+    cell = next(c for c in cells(path, "code") if code.lists_parameters(c))
+    lines = "".join(cell["source"]).splitlines()
+    values = {"run": "runs/quick", "preset": "quick", "overrides": {}}
+    own = {"cells": "all"} if path.stem == "06_segmentation" else {}
+    assert notebooks.parameters(path) == values | own
+    assert all("  # " in line for line in lines)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
-def test_papermill_writes_its_values_after_all_parameters(path):
-    tags = [cell["metadata"].get("tags", [""])[0] for cell in cells(path, "code")]
-    listed = [provenance.lists_parameters(cell) for cell in cells(path, "code")]
-    assert tags.count("parameters") == 1
-    assert not any(listed[tags.index("parameters") + 1 :])
+def test_the_cells_after_the_parameters_load_and_show_the_settings(path):
+    sources = ["".join(c["source"]) for c in cells(path, "code")]
+    assert f'Run("{path.stem}", run, preset, overrides' in sources[1]
+    assert sources[2] == "run.show_settings()"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
-def test_every_parameter_is_used(path):
-    source = "\n".join(
-        "".join(c["source"]) for c in cells(path, "code") if not provenance.lists_parameters(c)
-    )
-    unused = [n for n in notebooks.parameters(path) if not re.search(rf"\b{n}\b", source)]
-    assert not unused
+def test_every_group_of_settings_that_is_read_is_that_of_its_stage(path):
+    source = "\n".join("".join(c["source"]) for c in cells(path, "code"))
+    read = set(re.findall(r"\bsettings\.(\w+)", source)) & set(config.GROUPS)
+    assert read <= set(STAGES[path.stem])
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
@@ -74,7 +70,7 @@ def test_cells_are_short_portable_and_explained(path):
 def test_it_opens_with_a_question_and_a_place_for_the_answer_that_it_finds(path):
     first = "".join(cells(path)[0]["source"])
     assert "**Question.**" in first and f"**Answer.** {notebooks.PLACE}" in first
-    assert sum("answer(" in "".join(cell["source"]) for cell in cells(path, "code")) == 1
+    assert sum("run.answer(" in "".join(cell["source"]) for cell in cells(path, "code")) == 1
     assert "**Written" in "".join(cells(path)[-1]["source"])
 
 
@@ -82,8 +78,8 @@ def test_it_opens_with_a_question_and_a_place_for_the_answer_that_it_finds(path)
 def test_every_figure_has_a_note_of_what_it_shows(path):
     for cell in cells(path, "code"):
         for node in ast.walk(ast.parse("".join(cell["source"]))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "plots.show":
-                assert len(node.args) == 4, ast.unparse(node)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "run.figure":
+                assert len(node.args) == 3, ast.unparse(node)
 
 
 def test_the_answer_goes_to_the_top_and_long_outputs_are_folded(tmp_path):
@@ -126,10 +122,9 @@ def test_the_answer_goes_to_the_top_and_long_outputs_are_folded(tmp_path):
         assert folded.startswith("<details><summary>31 lines</summary><pre>a &lt;b&gt;\n")
 
 
-def test_every_setting_reaches_a_notebook_or_the_workflow():
-    taken = {name for path in PATHS for name in notebooks.parameters(path)}
-    workflow = (ROOT / "Snakefile").read_text()
-    assert all(k in taken or f'"{k}"' in workflow for k in config.load("quick"))
+def test_every_group_of_settings_reaches_a_stage_or_the_workflow():
+    read = {group for groups in STAGES.values() for group in groups}
+    assert read | {"jobs"} == set(config.GROUPS)
 
 
 def test_workflow_passes_only_known_parameters():
@@ -138,7 +133,7 @@ def test_workflow_passes_only_known_parameters():
     assert extra and all(
         name in notebooks.parameters(ROOT / "notebooks" / f"{stage}.ipynb") for stage, name in extra
     )
-    assert set(re.findall(r'notebook\("(\w+)"\)', text)) == set(notebooks.STAGES)
+    assert set(re.findall(r'notebook\("(\w+)"\)', text)) == set(STAGES)
 
 
 def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
@@ -159,11 +154,3 @@ def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
         "WARNING: 3 left out",
         f"{executed}, cell 2: x.jpg: corrupt",
     ]
-
-
-def test_ruff_is_content():
-    for arguments in (["check", "."], ["format", "--check", "notebooks"]):
-        run = subprocess.run(
-            [sys.executable, "-m", "ruff", *arguments], cwd=ROOT, capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stdout

@@ -12,6 +12,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from benchmarks import sd15
 from lesionlib.engine import settings as config
+from lesionlib.engine.settings import ControlNet, Sampling, Training
 from lesionlib.generators import controlnet, latents
 
 PROMPT = "a dermoscopic image of a melanoma"
@@ -32,7 +33,7 @@ def test_numbers_of_parameters():
 def test_one_training_step_and_one_ddim_step_at_256(tmp_path, capsys):
     settings = config.load("paper")
     pipe = sd15.pipeline([PROMPT], tmp_path)
-    controlled = controlnet.new(pipe, locked=settings["controlnet_locked"])
+    controlled = controlnet.new(pipe, locked=settings.controlnet.locked)
     assert count(controlled.controlnet) == 361_279_120
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
@@ -41,25 +42,14 @@ def test_one_training_step_and_one_ddim_step_at_256(tmp_path, capsys):
     start = time.perf_counter()
     z = latents.encode_images(pipe, images, tmp_path)
     encoded = time.perf_counter()
-    controlnet.train(
-        pipe,
-        controlled,
-        z,
-        masks,
-        [PROMPT],
-        tmp_path,
-        steps=1,
-        batch=1,
-        lr=settings["controlnet_lr"],
-        prompt_dropout=0.0,
-        seed=0,
-        record={},
-        decay="constant",
-        warmup=0.0,
-        gradient_checkpointing=True,
+    own = ControlNet(
+        steps=1, batch=1, lr=settings.controlnet.lr, prompt_dropout=0.0, decay="constant"
     )
+    training = Training(gradient_checkpointing=True, warmup=0.0, ema=0.0)
+    examples = controlnet.Examples(z, masks, [PROMPT])
+    controlnet.train(pipe, controlled, examples, tmp_path, own, training, {})
     trained = time.perf_counter()
-    made = next(controlnet.sample(pipe, controlled, masks, [PROMPT], steps=1))
+    made = next(controlnet.sample(pipe, controlled, masks, [PROMPT], Sampling(ddim_steps=1)))
     ended = time.perf_counter()
     assert z.shape == (4, 1, 4, 32, 32) and made.shape == (256, 256, 3)
     assert controlled.controlnet.controlnet_mid_block.weight.abs().max() > 0

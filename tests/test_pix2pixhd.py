@@ -6,10 +6,13 @@ import torch
 from reference_weights import reference
 from torch import nn
 
+from lesionlib.engine import training as loop
 from lesionlib.engine.errors import InputError
+from lesionlib.engine.settings import Pix2PixHD, Training
 from lesionlib.generators import pix2pixhd
 
-SMALL = dict(batch=2, base_channels=4, n_downsample=2, n_blocks=1, disc_channels=4, seed=3)
+SMALL = dict(batch=2, lr=2e-4, channels=4, downsample=2, blocks=1, disc_channels=4)
+FINE = dict(steps=3, fine_steps=5, fixed_steps=2, log_every=1)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +30,18 @@ def data():
         rng.integers(0, 256, (7, 16, 16, 3), np.uint8),
         rng.integers(0, 2, (7, 16, 16), np.uint8),
     )
+
+
+def train(data, folder, record=None, log_every=10, save_every=500, precision="no", **options):
+    own = Pix2PixHD(**SMALL | options)
+    training = Training(generator_seed=3, save_every=save_every, precision=precision)
+    return pix2pixhd.train(*data, folder, own, training, record or {}, log_every=log_every)
+
+
+def train_finely(data, folder, **options):
+    """Coarse to fine, on the data twice as large."""
+    large = [np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data]
+    return train(large, folder, enhancers=1, **FINE | options)
 
 
 def assert_close(ours, theirs):
@@ -185,18 +200,18 @@ def stop_after(monkeypatch, steps):
         def set_postfix(self, *args, **kwargs):
             pass
 
-    monkeypatch.setattr(pix2pixhd, "progress", lambda iterable, **_: Bar(iterable))
+    monkeypatch.setattr(loop, "progress", lambda iterable, **_: Bar(iterable))
 
 
 def test_resuming_gives_the_same_bits(data, tmp_path, monkeypatch):
-    options = dict(SMALL, steps=6, save_every=3, log_every=2, record={"a": 1})
-    whole = pix2pixhd.train(*data, tmp_path / "whole", **options)
+    options = dict(steps=6, save_every=3, log_every=2, record={"a": 1})
+    whole = train(data, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)  # step 4 is logged, step 3 is the last one saved
         with pytest.raises(KeyboardInterrupt):
-            pix2pixhd.train(*data, tmp_path / "parts", **options)
+            train(data, tmp_path / "parts", **options)
     torch.manual_seed(99)  # the global generator plays no part
-    parts = pix2pixhd.train(*data, tmp_path / "parts", **options)
+    parts = train(data, tmp_path / "parts", **options)
     for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     log = (tmp_path / "whole" / "log.csv").read_text()
@@ -210,13 +225,12 @@ def test_resuming_gives_the_same_bits(data, tmp_path, monkeypatch):
 
 
 def test_finished_training_returns_at_once_unless_its_record_changes(data, tmp_path, monkeypatch):
-    options = dict(SMALL, steps=2)
-    first = pix2pixhd.train(*data, tmp_path, record={"lr": 1}, **options)
+    first = train(data, tmp_path, record={"lr": 1}, steps=2)
     stop_after(monkeypatch, 0)
-    again = pix2pixhd.train(*data, tmp_path, record={"lr": 1}, **options)
+    again = train(data, tmp_path, record={"lr": 1}, steps=2)
     assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
     with pytest.raises(KeyboardInterrupt):  # it starts afresh
-        pix2pixhd.train(*data, tmp_path, record={"lr": 2}, **options)
+        train(data, tmp_path, record={"lr": 2}, steps=2)
 
 
 def test_a_download_that_fails_leaves_the_loss_off_and_says_so(tmp_path, monkeypatch, capsys):
@@ -232,42 +246,36 @@ def test_a_download_that_fails_leaves_the_loss_off_and_says_so(tmp_path, monkeyp
     assert "WARNING: VGG19 could not be downloaded (no network)" in capsys.readouterr().out
 
 
-FINE = dict(SMALL, steps=3, n_enhancers=1, fine_steps=5, fixed_steps=2, record={}, log_every=1)
-
-
 def test_coarse_to_fine_keeps_the_global_generator_fixed_at_first(data, tmp_path):
-    images, masks = (np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data)
-    both = pix2pixhd.train(images, masks, tmp_path / "a", **dict(FINE, fine_steps=2))
+    both = train_finely(data, tmp_path / "a", fine_steps=2)
     state = torch.load(tmp_path / "a" / "coarse" / "checkpoint.pt", weights_only=True)["model"]
     own = {f"0.{k}": x for k, x in both.state_dict().items()}
     inner = [k for k in own if k.startswith("0.model.")]
     assert inner and all(torch.equal(own[k], state[k]) for k in inner)
     assert len(inner) == sum(k.startswith("0.model.") for k in state) - 2  # without its last conv
-    later = pix2pixhd.train(images, masks, tmp_path / "b", **FINE).state_dict()
+    later = train_finely(data, tmp_path / "b").state_dict()
     assert not all(torch.equal(later[k[2:]], state[k]) for k in inner)
     log = (tmp_path / "a" / "coarse" / "log.csv").read_text().splitlines()
     assert len(log) == 4 and len((tmp_path / "b" / "log.csv").read_text().splitlines()) == 6
 
 
 def test_coarse_to_fine_takes_the_discriminator_along(data, tmp_path, monkeypatch):
-    images, masks = (np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data)
     given = []
-    stage = pix2pixhd.stage
+    run = loop.Loop.run
 
-    def spy(both, *rest, **options):
-        given.append({k: x.clone() for k, x in both[1].state_dict().items()})
-        return stage(both, *rest, **options)
+    def spy(self):
+        given.append({k: x.clone() for k, x in self.task.model[1].state_dict().items()})
+        return run(self)
 
-    monkeypatch.setattr(pix2pixhd, "stage", spy)
-    pix2pixhd.train(images, masks, tmp_path, **FINE)
+    monkeypatch.setattr(loop.Loop, "run", spy)
+    train_finely(data, tmp_path)
     state = torch.load(tmp_path / "coarse" / "checkpoint.pt", weights_only=True)["model"]
     assert all(torch.equal(given[1][k], state[f"1.{k}"]) for k in given[0])
     assert {k.split("_")[0] for k in given[1]} - {k.split("_")[0] for k in given[0]} == {"scale2"}
 
 
 def test_an_enhancer_survives_saving(data, tmp_path):
-    images, masks = (np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data)
-    generator = pix2pixhd.train(images, masks, tmp_path, **dict(FINE, fine_steps=1))
+    generator = train_finely(data, tmp_path, fine_steps=1)
     pix2pixhd.save(generator, tmp_path / "model")
     again = pix2pixhd.load(tmp_path / "model")
     assert isinstance(again, pix2pixhd.LocalEnhancer)
@@ -277,21 +285,15 @@ def test_an_enhancer_survives_saving(data, tmp_path):
 def test_bf16_trains_to_nearly_the_same_losses(data, tmp_path):
     logs = []
     for precision in ("no", "bf16"):
-        pix2pixhd.train(
-            *data,
-            tmp_path / precision,
-            precision=precision,
-            record={},
-            **dict(SMALL, steps=2, log_every=1),
-        )
+        train(data, tmp_path / precision, precision=precision, steps=2, log_every=1)
         logs.append(np.loadtxt(tmp_path / precision / "log.csv", delimiter=",", skiprows=1))
     np.testing.assert_allclose(*logs, rtol=0.05)
     assert not np.array_equal(*logs)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_remedy(data, tmp_path):
-    with pytest.raises(InputError, match="no number any more at step.*lower pix2pixhd_lr"):
-        pix2pixhd.train(*data, tmp_path, record={}, **dict(SMALL, steps=9, lr=1e30))
+    with pytest.raises(InputError, match="is (nan|inf).* after step .*lower pix2pixhd_lr"):
+        train(data, tmp_path, steps=9, lr=1e30)
 
 
 def test_keys_of_a_data_parallel_checkpoint_are_understood():
@@ -352,10 +354,9 @@ def test_generating_is_independent_of_the_batch_size_and_survives_saving(tmp_pat
 
 def test_wrong_shapes_and_masks_are_refused(data, tmp_path):
     images, masks = data
-    options = dict(SMALL, steps=1, record={})
     with pytest.raises(ValueError, match="uint8"):
-        pix2pixhd.train(images, masks[:3], tmp_path, **options)
+        train((images, masks[:3]), tmp_path, steps=1)
     with pytest.raises(ValueError, match="halvings"):
-        pix2pixhd.train(images, masks, tmp_path, **dict(options, n_downsample=4))
+        train(data, tmp_path, downsample=4, steps=1)
     with pytest.raises(ValueError, match="0 and 1"):
-        pix2pixhd.train(images, masks * 255, tmp_path, **options)
+        train((images, masks * 255), tmp_path, steps=1)

@@ -27,7 +27,7 @@ def test_all_of_it_is_asked_for(monkeypatch, capsys):
     )
     arguments = ["--preset", "paper", "--prefetch", "--config", "pix2pixhd_vgg=off"]
     assert cli.main(arguments) == 0
-    assert asked[0][0].endswith("data/isic") and asked[1] == config.load("paper")["base_model"]
+    assert asked[0][0].endswith("data/isic") and asked[1] == config.load("paper").base.model
     assert "2 fetched; the run needs no network now" in capsys.readouterr().out
 
 

@@ -94,7 +94,7 @@ def run(tmp_path, monkeypatch):
         )
     _write_tables(folder / "tables")
     own = {"images": f"{tmp_path}/clinic/images", "masks": f"{tmp_path}/clinic/masks"}
-    settings = config.load("isic", own)
+    settings = config.load("isic", own).flat()
     write_json(
         folder / "provenance.json",
         {
@@ -247,7 +247,7 @@ def test_too_much_is_refused_and_what_was_there_stays(run, monkeypatch):
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
-    with pytest.raises(InputError, match="it is no finished run"):
+    with pytest.raises(InputError, match="it is not a finished run"):
         publish.publish(tmp_path)
 
 
@@ -262,5 +262,5 @@ def test_the_readme_says_what_the_published_tables_say(name):
 
 
 def test_every_method_and_network_of_the_settings_has_a_name():
-    settings = config.load("quick")
+    settings = config.load("quick").flat()
     assert {*settings["methods"], *settings["networks"], "real", "base"} <= set(NAMES)

@@ -2,24 +2,26 @@
 
 import os
 import signal
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from lesionlib import engine
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log
+from lesionlib.engine.settings import Evaluation, Segmentation
+from lesionlib.engine.training import Files
 from lesionlib.segmentation import cells, networks, training
 from lesionlib.segmentation.grid import Cell
 from lesionlib.segmentation.measures import dice
 
-SMALL = {
-    "encoder": "timm-mobilenetv3_small_minimal_100",
-    "decoder_channels": (32, 16, 8),
-    "batch": 8,
-    "lr": 1e-2,
-}
+SMALL = training.Recipe(
+    batch=8, lr=1e-2, encoder="timm-mobilenetv3_small_minimal_100", decoder=(32, 16, 8)
+)
 
 
 def discs(n, seed, size=32):
@@ -34,10 +36,14 @@ def discs(n, seed, size=32):
     return (noise + 150 * masks[..., None]).astype(np.uint8), masks, [f"{i:03d}" for i in range(n)]
 
 
-def fitted(seed=0, epochs=2, network="unet", n=8, **options):
-    val, options = discs(4, 1), {**SMALL, **options}
-    steps = training.steps_of(n, epochs, options["batch"])
-    return training.train(network, *discs(n, 0)[:2], *val[:2], steps=steps, seed=seed, **options)
+def files(folder):
+    return Files(folder / "checkpoint.pt", folder / "log.csv")
+
+
+def fitted(folder, seed=0, epochs=2, network="unet", n=8, **options):
+    part, val_part, recipe = discs(n, 0)[:2], discs(4, 1)[:2], replace(SMALL, **options)
+    how = dict(seed=seed, steps=training.steps_of(n, epochs, recipe.batch), files=files(folder))
+    return training.train(network, part, val_part, recipe, key="k", **how)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -125,7 +131,7 @@ def test_classical_augmentation_moves_the_lesion_and_its_mask_together_and_chang
     assert brightest.min() < 230 and len(brightest.unique()) > 20
 
 
-def test_classical_augmentation_is_drawn_anew_for_each_and_repeats_with_its_seed():
+def test_classical_augmentation_is_drawn_anew_for_each_and_repeats_with_its_seed(tmp_path):
     pairs = torch.from_numpy(discs(1, 0)[0]).permute(0, 3, 1, 2)
     pairs = torch.cat([pairs, (pairs[:, :1] > 100).to(torch.uint8)], 1).repeat(5, 1, 1, 1)
     one, again, other = (
@@ -134,12 +140,12 @@ def test_classical_augmentation_is_drawn_anew_for_each_and_repeats_with_its_seed
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert len(torch.unique(one.flatten(1), dim=0)) == 5
     images, masks, _ = discs(16, 2)
-    found = training.predict(fitted(epochs=20, n=16, augmentation="classical"), images)
+    found = training.predict(fitted(tmp_path, epochs=20, n=16, augmentation="classical"), images)
     assert dice(found, masks).mean() > 0.8
 
 
 def test_training_separates_what_is_separable(tmp_path):
-    model = fitted(epochs=20, n=16, log_path=tmp_path / "log.csv")
+    model = fitted(tmp_path, epochs=20, n=16)
     images, masks, _ = discs(16, 2)
     found = training.predict(model, images, batch=5)
     assert found.dtype == np.uint8 and found.shape == masks.shape
@@ -149,7 +155,7 @@ def test_training_separates_what_is_separable(tmp_path):
 
 
 def test_the_best_validation_is_returned(tmp_path):
-    model = fitted(epochs=8, lr=3e-2, log_path=tmp_path / "log.csv")
+    model = fitted(tmp_path, epochs=8, lr=3e-2)
     images, masks, _ = discs(4, 1)
     best = max(float(row["val_dice"]) for row in Log.read(tmp_path / "log.csv"))
     assert dice(training.predict(model, images), masks).mean() == pytest.approx(best, abs=1e-5)
@@ -159,18 +165,17 @@ def weights(model):
     return torch.cat([value.float().flatten() for value in model.state_dict().values()])
 
 
-def test_training_is_repeatable_and_depends_on_the_seed():
+def test_training_is_repeatable_and_depends_on_the_seed(tmp_path):
     images = discs(4, 3)[0]
-    first, again, other = fitted(0), fitted(0), fitted(1)
+    first, again, other = (fitted(tmp_path, seed) for seed in (0, 0, 1))
     assert torch.equal(weights(first), weights(again))
     assert np.array_equal(training.predict(first, images), training.predict(again, images))
     assert not torch.equal(weights(first), weights(other))
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
-    whole = fitted(epochs=4, log_path=tmp_path / "whole.csv")
-    monkeypatch.setattr(training, "SAVE_AFTER", 0)
-    own = {"epochs": 4, "checkpoint": tmp_path / "c.pt", "key": "k", "log_path": tmp_path / "l.csv"}
+    whole, own = fitted(tmp_path / "whole", epochs=4), tmp_path / "own"
+    monkeypatch.setattr(engine.training, "SAVE_AFTER", 0)
     calls, predict = [], training.predict
 
     def stop_at_third(*args):
@@ -181,17 +186,18 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
 
     monkeypatch.setattr(training, "predict", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        fitted(**own)
-    resumed = fitted(**own)
+        fitted(own, epochs=4)
+    resumed = fitted(own, epochs=4)
     assert len(calls) == 3 + 2  # the third and fourth epoch only
     assert torch.equal(weights(whole), weights(resumed))
-    assert Log.read(tmp_path / "whole.csv") == Log.read(tmp_path / "l.csv")
+    assert Log.read(files(tmp_path / "whole").log) == Log.read(files(own).log)
 
 
-def test_told_to_stop_between_two_looks_it_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
-    whole = fitted(epochs=4, log_path=tmp_path / "whole.csv")
-    own = {"epochs": 4, "checkpoint": tmp_path / "c.pt", "key": "k", "log_path": tmp_path / "l.csv"}
-    calls, loss = [], training._loss
+def test_told_to_stop_between_two_validations_it_ends_as_an_uninterrupted_one(
+    tmp_path, monkeypatch
+):
+    whole, own = fitted(tmp_path / "whole", epochs=4), tmp_path / "own"
+    calls, loss = [], training.Segmentation.loss
 
     def told_at_third(*args):
         calls.append(1)
@@ -199,17 +205,17 @@ def test_told_to_stop_between_two_looks_it_ends_as_an_uninterrupted_one(tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(*args)
 
-    monkeypatch.setattr(training, "_loss", told_at_third)
+    monkeypatch.setattr(training.Segmentation, "loss", told_at_third)
     with pytest.raises(InputError, match=r"told to stop \(SIGTERM\).* after step 3"):
-        fitted(**own)
-    resumed = fitted(**own)
+        fitted(own, epochs=4)
+    resumed = fitted(own, epochs=4)
     assert torch.equal(weights(whole), weights(resumed))
-    assert Log.read(tmp_path / "whole.csv") == Log.read(tmp_path / "l.csv")
+    assert Log.read(files(tmp_path / "whole").log) == Log.read(files(own).log)
 
 
 @pytest.mark.parametrize(("n", "batch"), [(5, 4), (1, 4), (3, 1)])
-def test_no_batch_is_too_small_for_batch_normalisation(n, batch):
-    fitted(network="dcsaunet", epochs=1, n=n, batch=batch)
+def test_no_batch_is_too_small_for_batch_normalisation(n, batch, tmp_path):
+    fitted(tmp_path, network="dcsaunet", epochs=1, n=n, batch=batch)
 
 
 def test_steps():
@@ -217,22 +223,35 @@ def test_steps():
     assert training.steps_of(5, 3, 256) == 3
 
 
-def test_unusable_arrays_are_refused():
+def test_unusable_arrays_are_refused(tmp_path):
     images, masks, _ = discs(4, 0)
     good = (images, masks)
     for bad in ((images / 255, masks), (images, masks * 255), (images[:0], masks[:0])):
         with pytest.raises(ValueError, match="training part"):
-            training.train("unet", *bad, *good, steps=1, seed=0, **SMALL)
+            how = dict(seed=0, steps=1, files=files(tmp_path), key="k")
+            training.train("unet", bad, good, SMALL, **how)
 
 
-HOW = {"epochs": 1, "matched_steps": 3, "tolerance": 0.05, "options": SMALL}
+def grid_settings(epochs=1, tolerance=0.05):
+    """The groups that cells read, with the small network."""
+    own = Segmentation(
+        batch=SMALL.batch,
+        lr=SMALL.lr,
+        epochs=epochs,
+        segmentation_size=32,
+        unet_encoder=SMALL.encoder,
+        unet_decoder=list(SMALL.decoder),
+    )
+    return SimpleNamespace(segmentation=own, evaluation=Evaluation(surface_tolerance=tolerance))
 
 
 def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, tests, monkeypatch):
     images, masks, _ = discs(5, 4)
-    pairs, how = (images, masks, np.linspace(0, 1, 5)), HOW | {"folder": tmp_path}
+    pairs, settings = (images, masks, np.linspace(0, 1, 5)), grid_settings()
+    data = cells.CellData(parts, pairs, tests, {"data": "a"})
+    how = {"settings": settings, "folder": tmp_path, "matched_steps": 3}
     one = cell("controlnet", 3)
-    first = cells.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
+    first = cells.run_cell(one, data, **how)
     assert list(first) == [
         "network",
         "method",
@@ -261,23 +280,21 @@ def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, 
     assert set(first["steps"]) == {2} and set(first["pairs"]) == {9}  # 9 in batches of 8
     sizes = []
 
-    def refuse(network, images, *args, **options):
-        sizes.append((len(images), options["steps"], options["augmentation"]))
+    def refuse(network, part, val_part, recipe, *, steps, **options):
+        sizes.append((len(part[0]), steps, recipe.augmentation))
         raise RuntimeError("it trains")
 
     monkeypatch.setattr(training, "train", refuse)
-    again = cells.run_cell(one, parts, pairs, tests, fingerprint="a", **how)
+    again = cells.run_cell(one, data, **how)
     pd.testing.assert_frame_equal(again, first, check_exact=True)
     same = cell("controlnet", 3, schedule="steps")  # the same training under another name
-    shared = cells.run_cell(
-        same, parts, pairs, tests, fingerprint="a", **how | {"matched_steps": 2}
-    )
+    shared = cells.run_cell(same, data, **how | {"matched_steps": 2})
     assert shared["dice"].equals(first["dice"]) and set(shared["schedule"]) == {"steps"}
     for number, changed in (
-        (one, {"fingerprint": "b"}),
-        (one, {"epochs": 2}),
+        (one, {"data": replace(data, inputs={"data": "b"})}),
+        (one, {"settings": grid_settings(epochs=2)}),
         (same, {}),
-        (one, {"tolerance": 0.1}),
+        (one, {"settings": grid_settings(tolerance=0.1)}),
         (cell(), {}),
         (cell("classical"), {}),
         (cell("controlnet", 3, 50), {}),
@@ -285,8 +302,7 @@ def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, 
         (cell("controlnet", 3, seed=1), {}),
     ):
         with pytest.raises(RuntimeError, match="it trains"):
-            changed = how | {"fingerprint": "a"} | changed
-            cells.run_cell(number, parts, pairs, tests, **changed)
+            cells.run_cell(number, **how | {"data": data} | changed)
     assert sizes == [
         (9, 2, "flips"),
         (9, 4, "flips"),

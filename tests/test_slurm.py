@@ -11,11 +11,15 @@ import pytest
 
 from benchmarks import slurm
 from lesionlib.engine import settings as config
-from lesionlib.engine.files import ROOT, read_json
+from lesionlib.engine import trace
+from lesionlib.engine.files import ROOT
 from lesionlib.segmentation.grid import planned_cells
 
 NAME = "test-slurm"
-pytestmark = pytest.mark.skipif(not slurm.possible(), reason="needs root, slurm-wlm and munge")
+pytestmark = [
+    pytest.mark.study,
+    pytest.mark.skipif(not slurm.possible(), reason="needs root, slurm-wlm and munge"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def test_the_study_runs_to_its_end(cluster):
     cells = planned_cells(config.load("smoke"))
     assert {path.stem for path in (run / "cells").glob("*.csv")} == {cell.id for cell in cells}
     assert len(pd.read_csv(run / "tables" / "table2.csv"))
-    facts = read_json(run / "logs" / "03_controlnet.json")
+    facts = trace.stages(run)["03_controlnet"]
     assert facts["outputs"] and facts["cpu_seconds"] > 0
     finished = subprocess.run(
         ["squeue", "--all", "-h", "-t", "completed", "-o", "%j"], capture_output=True, text=True

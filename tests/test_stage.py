@@ -65,7 +65,7 @@ def test_only_a_kernel_that_never_came_up_is_started_again(
         notebook="n", executed="e", values="{}", text=str(tmp_path / "log.txt")
     )
     code, took = stage.papermill(given)
-    assert code == status and took["seconds"] >= 0
+    assert code == status and took["started"]
     assert len((tmp_path / "starts").read_text().split()) == starts
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from whole_study import NAME, RUN, run_all, table
 
 from lesionlib.data import phantom
 from lesionlib.engine import files
@@ -27,55 +28,7 @@ from lesionlib.report import notebooks, pages
 from lesionlib.segmentation.grid import Cell, jobs, planned_cells
 
 pytestmark = pytest.mark.study
-NAME = "test-smoke"
 MAKERS = ("controlnet", "pix2pixhd", "gan")
-RUN = ROOT / "runs" / NAME
-
-
-def run_all(*arguments, name=NAME, preset="smoke"):
-    """./run_all.sh as a user calls it; returns the finished process with its output."""
-    command = ["./run_all.sh", "--preset", preset, "--name", name, *map(str, arguments)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-
-
-def pairs_from_elsewhere(folder, seed, n):
-    """A folder of `n` procedural pairs as somebody else would give it, with names of their own."""
-    phantom.write_dataset(folder / "raw", n, 64, seed, workers=1)
-    for name in ("images", "masks"):
-        (folder / name).mkdir()
-        kind = {"images": "1-2_Training_Input", "masks": "1_Training_GroundTruth"}[name]
-        for path in (folder / "raw" / f"ISIC2018_Task{kind}").glob("ISIC_*"):
-            path.rename(folder / name / path.name.replace("ISIC_", "own_"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """Arguments that name a further generator, with images for S-test, and a further test set."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    gan, clinic = (
-        pairs_from_elsewhere(folder / name, seed, 14)
-        for name, seed in (("gan", 71), ("clinic", 72))
-    )
-    phantom.write_dataset(folder / "more", config.load("smoke")["phantoms"], 64, 73, workers=1)
-    shutil.copytree(folder / "more" / "ISIC2018_Task1-2_Training_Input", gan / "generated")
-    (gan / "trained_on.csv").write_text("id\nanother\n")
-    return "--synthetic", f"gan={gan}", "--external", f"clinic={clinic}"
-
-
-@pytest.fixture(scope="module")
-def finished(elsewhere):
-    """One run of all seven notebooks, with a generator and a test set from elsewhere."""
-    shutil.rmtree(RUN, ignore_errors=True)
-    process = run_all(*elsewhere)
-    assert process.returncode == 0, process.stderr[-3000:]
-    yield process
-    shutil.rmtree(RUN)
-
-
-def table(name):
-    return pd.read_csv(RUN / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""])
 
 
 def finite(frame):
@@ -91,7 +44,7 @@ def test_the_last_lines_are_the_tables_and_the_report(finished):
 
 def test_every_image_is_accounted_for(finished):
     curation = table("curation")
-    assert len(curation) == config.load("smoke")["phantoms"]
+    assert len(curation) == config.load("smoke").data.phantoms
     assert (curation["status"] == "used").all() and curation["id"].is_unique
     assert set(curation["split"]) == {"G", "S-train", "S-val", "S-test"}
     exported = {path.stem for path in (RUN / "data" / "s_test_masks").glob("*.png")}
@@ -112,7 +65,7 @@ def test_image_quality_has_a_row_per_image_and_method_in_range(finished):
 
 
 def test_segmentation_has_every_cell_of_the_grid_on_both_test_sets(finished):
-    cells = planned_cells(config.load("smoke", {"others": {"gan": ""}}))
+    cells = planned_cells(config.load("smoke", {"external_generators": {"gan": ""}}))
     rows = table("segmentation")
     columns = list(vars(cells[0]))
     found = {Cell(*values) for values in rows[columns].itertuples(index=False, name=None)}
@@ -155,11 +108,11 @@ def test_mask_fidelity_has_ceiling_and_chance(finished):
 
 
 def test_report_and_figures_are_whole_and_offline(finished):
-    settings = config.load("smoke", {"others": {"gan": ""}})
+    settings = config.load("smoke", {"external_generators": {"gan": ""}})
     cells = planned_cells(settings)
     index = (RUN / "report" / "index.html").read_text()
     pages = sorted(path.name for path in (RUN / "report").glob("0*.html"))
-    assert len(pages) == 7 + len(jobs(cells, settings["cells_per_job"]))
+    assert len(pages) == 7 + len(jobs(cells, settings.jobs.cells_per_job))
     assert all(f'href="{page}"' in index for page in pages)
     assert "http" not in index
     for page in pages:
@@ -208,7 +161,9 @@ def test_every_executed_notebook_opens_with_its_answer(finished):
 def test_a_file_of_the_run_says_what_is_behind_it(finished):
     said = run_all("--why", RUN / "tables" / "segmentation.csv").stdout
     assert "made by 06_segmentation (notebooks/06_segmentation.ipynb)" in said
-    assert "(as it was written)" in said and "seeds: [0]" in said and "torch 2." in said
+    assert (
+        "(as it was written)" in said and "segmentation.seeds: [0]" in said and "torch 2." in said
+    )
     behind = said.partition("and behind them")[2]
     assert all(stage in behind for stage in ("01_data", "02_masks", "03_controlnet", "04_pix2"))
     for path, maker in (
@@ -239,9 +194,9 @@ def test_every_file_is_as_it_was_written_until_one_is_not(finished):
     ]
 
 
-def test_a_second_run_in_one_folder_is_told_who_holds_it(finished, elsewhere):
+def test_a_second_run_in_one_folder_is_told_who_holds_it(finished, external):
     with files.run_lock(RUN):
-        process = run_all(*elsewhere)
+        process = run_all(*external)
     assert process.returncode == 2
     assert f"another run is at work in this folder (process {os.getpid()} on " in process.stderr
 
@@ -311,7 +266,7 @@ def differences(one, other):
     ]
 
 
-def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere):
+def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, external):
     name, moments = (
         "test-killed",
         [
@@ -321,7 +276,7 @@ def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere
             "cells/*-epochs-*.csv",
         ],
     )
-    kills = list(killed(name, moments, elsewhere))
+    kills = list(killed(name, moments, external))
     assert [one for one in kills if one[1] != "ended before"] == kills
     assert not differences(NAME, name)
     shutil.rmtree(ROOT / "runs" / name)
@@ -329,28 +284,21 @@ def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, elsewhere
 
 def test_the_readmes_lines_run_the_study_without_snakemake(tmp_path):
     text = (ROOT / "README.md").read_text()
-    lines = next(
-        block for block in re.findall("```bash\n(.*?)```", text, re.S) if "papermill" in block
-    )
-    lines = lines.replace("runs/mine", "runs/test-plain").replace("settings.yaml", "test.yaml")
+    blocks = re.findall("```bash\n(.*?)```", text, re.S)
+    lines = next(block for block in blocks if "papermill" in block)
+    lines = lines.replace("runs/mine", "runs/test-plain").replace("/tmp/", f"{tmp_path}/")
     run = ROOT / "runs" / "test-plain"
     shutil.rmtree(run, ignore_errors=True)
-    process = subprocess.run(
-        ["bash", "-euc", lines.replace("/tmp/", f"{tmp_path}/")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    (ROOT / "test.yaml").unlink(missing_ok=True)
+    process = subprocess.run(["bash", "-euc", lines], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     assert len(list(tmp_path.glob("0*.ipynb"))) == 7 and (run / "figures" / "figure4.png").exists()
     shutil.rmtree(run)
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_with_the_same_tables(finished, elsewhere, capsys):
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_tables(finished, external, capsys):
     name, draw = "test-killed-often", np.random.default_rng(0)
-    kills = list(killed(name, draw.uniform(4, 30, 20).round(1), elsewhere))
+    kills = list(killed(name, draw.uniform(4, 30, 20).round(1), external))
     different = differences(NAME, name)
     with capsys.disabled():
         print("\nseconds after the start, notebooks at work when everything was killed")
@@ -367,12 +315,12 @@ def test_changes_to_a_generator_are_measured_once_and_sampling_needs_no_training
 ):
     plan, ablation = tmp_path / "plan.yaml", RUN / "ablation"
     plan.write_text(
-        "preset: smoke\nsettings: {base_steps: 2, controlnet_steps: 2}\nrungs:\n  controlnet:\n"
+        "preset: smoke\nsettings: {base_steps: 2, controlnet_steps: 2}\nvariants:\n  controlnet:\n"
         "  - {name: start, kept: true}\n"
         "  - {name: more noise, kept: false, change: {ddim_eta: 1.0}}\n"
         "  pix2pixhd:\n  - {name: start, kept: true, change: {pix2pixhd_steps: 2}}\n"
     )
-    command = [sys.executable, "-m", "lesionlib.ablation", str(RUN), str(plan)]
+    command = [sys.executable, "-m", "benchmarks.ablation", str(RUN), str(plan)]
     assert subprocess.run(command, cwd=ROOT).returncode == 0
     found = pd.read_csv(plan.with_suffix(".csv"))
     assert found["variant"].tolist() == ["real images", "start", "more noise", "start"]
@@ -385,8 +333,8 @@ def test_changes_to_a_generator_are_measured_once_and_sampling_needs_no_training
     assert len(made) == 3 and not (made[0] == made[1]).all()
 
 
-def test_a_second_start_has_nothing_to_do(finished, elsewhere):
-    again = run_all(*elsewhere)
+def test_a_second_start_has_nothing_to_do(finished, external):
+    again = run_all(*external)
     assert "Nothing to be done" in again.stderr + again.stdout
     assert again.stdout.strip().splitlines()[-1].startswith("Report: ")
 
@@ -398,14 +346,14 @@ def jobs_of_dry_run(*arguments):
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
-def test_a_changed_seed_reruns_its_cells_and_what_follows(finished, elsewhere):
-    found = jobs_of_dry_run(*elsewhere, "--config", "seeds=[1]")
+def test_a_changed_seed_reruns_its_cells_and_what_follows(finished, external):
+    found = jobs_of_dry_run(*external, "--config", "seeds=[1]")
     shares = {name for name in found if name.startswith("segmentation_")}
     assert set(found) == shares | {"segmentation", "figures", "report", "all", "total"}
     assert len(shares) >= 4
 
 
-def test_a_lost_cell_is_trained_and_the_others_are_read_back(finished, elsewhere):
+def test_a_lost_cell_is_trained_and_the_others_are_read_back(finished, external):
     lost = "unet-controlnet-8-share100-epochs-seed0"
     cells = RUN / "checkpoints" / "cells"
     before = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.csv")}
@@ -416,49 +364,41 @@ def test_a_lost_cell_is_trained_and_the_others_are_read_back(finished, elsewhere
     )
     for path in (RUN / "cells" / f"{lost}.csv", kept):
         path.unlink()
-    assert run_all(*elsewhere).returncode == 0
+    assert run_all(*external).returncode == 0
     after = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.csv")}
     assert {name for name in before if before[name] != after[name]} == {kept.name}
 
 
-def test_a_generator_that_saw_s_stops_the_run_and_says_why(finished, elsewhere):
-    gan = Path(elsewhere[1].partition("=")[2])
+def test_a_generator_that_saw_s_stops_the_run_and_says_why(finished, external):
+    gan = Path(external[1].partition("=")[2])
     known = table("curation").query("split == 'S-train'")["id"].iloc[0]
     (gan / "trained_on.csv").write_text(f"id\n{known}\n")
-    process = run_all(*elsewhere, "--until", "image_quality")
+    process = run_all(*external, "--until", "image_quality")
     assert process.returncode != 0
     said = f"synthetic set gan: its generator was trained on 1 images of S, {known} among them"
     assert said in process.stderr
     (gan / "trained_on.csv").write_text("id\nanother\n")
-    assert run_all(*elsewhere).returncode == 0
+    assert run_all(*external).returncode == 0
 
 
-def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished, elsewhere):
-    found = set(jobs_of_dry_run(*elsewhere, "--config", "pix2pixhd_steps=9"))
+def test_a_changed_setting_reruns_only_its_stage_and_what_follows(finished, external):
+    found = set(jobs_of_dry_run(*external, "--config", "pix2pixhd_steps=9"))
     assert {"pix2pixhd", "image_quality", "figures", "report"} <= found
-    assert not {"data", "masks", "controlnet", "elsewhere_gan"} & found
+    assert not {"data", "masks", "controlnet", "external_gan"} & found
 
 
 def test_sampling_in_shards_changes_no_image(finished, tmp_path, monkeypatch):
-    settings = config.load("smoke")
     masks, prompts, _ = conditions.load(RUN)
-    how = dict(steps=2, eta=0.0, guidance=settings["guidance"], precision="no", batch=4)
-    job = dict(
-        masks=str(RUN / "data" / "conditions.npy"),
-        prompts=prompts,
-        base="",
-        control=True,
-        how=how,
-        seed=3,
-        model="m",
-        settings={},
-    )
+    own = config.load("smoke")
+    changed = {"ddim_steps": 2, "sample_batch": 4, "sample_seed": 3}
+    own = own.model_copy(update={"sampling": own.sampling.model_copy(update=changed)})
+    path = RUN / "data" / "conditions.npy"
     for number in (1, 2):
         for index in range(number):
             state = type("State", (), {"process_index": index, "num_processes": number})
             monkeypatch.setattr(accelerate, "PartialState", state)
             before = len(list(tmp_path.glob(f"{number}/images/*.png")))
-            processes.sample_job(RUN, job | {"folder": str(tmp_path / str(number))})
+            processes.sample_job(RUN, own, str(tmp_path / str(number)), str(path), prompts, True)
             assert len(list(tmp_path.glob(f"{number}/images/*.png"))) > before
     one, two = (sorted((tmp_path / str(n)).rglob("*.png")) for n in (1, 2))
     assert len(one) == len(two) == 2 * len(masks)

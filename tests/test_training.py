@@ -43,7 +43,8 @@ def rows(folder) -> int:
 
 
 @pytest.mark.parametrize(
-    "kind, after", [("controlnet", (2, 5)), ("base", (3,)), ("pix2pixhd", (2, 9))]
+    "kind, after",
+    [("controlnet", (2, 5)), ("base", (3,)), ("pix2pixhd", (2, 9)), ("reference", (2, 9))],
 )
 def test_killed_at_any_moment_it_ends_with_the_same_weights(kind, after, tmp_path):
     whole = train(kind, tmp_path / "whole")
@@ -66,7 +67,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(kind, after, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "kind, number", [("controlnet", signal.SIGTERM), ("pix2pixhd", signal.SIGUSR1)]
+    "kind, number",
+    [("controlnet", signal.SIGTERM), ("pix2pixhd", signal.SIGUSR1), ("reference", signal.SIGTERM)],
 )
 def test_told_to_stop_it_writes_its_checkpoint_and_goes_on_there(kind, number, tmp_path):
     steps, stopped = 60, tmp_path / "stopped"  # enough for the signal to come in time
@@ -112,7 +114,9 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_never_used(tmp_path, capsys
         path.write_bytes(data)
         found = training.load_checkpoint(path, {"a": 1})
         if found is None:
-            assert f"WARNING: {path}: it was cut short or changed" in capsys.readouterr().out
+            assert (
+                f"WARNING: {path}: it is corrupt (truncated or modified)" in capsys.readouterr().out
+            )
             assert not path.exists() and (tmp_path / "checkpoint.pt.damaged").exists()
             noticed += 1
         else:  # the archive has bytes that mean nothing
@@ -191,9 +195,9 @@ class Line(nn.Module):
         return self.a * x * self.b
 
 
-def fit(folder, loss=lambda model, step: (model(1.0) - 1) ** 2, **options):
-    options = dict(steps=4, lr=0.1, record={}, decay="constant", clip=0.0, log_every=2) | options
-    return training.fit(Line(), loss, folder, **options)
+def fit(folder, loss=lambda model, step: (model(1.0) - 1) ** 2, validate=None, **options):
+    options = dict(steps=4, lr=0.1, decay="constant", clip=0.0, log_every=2) | options
+    return training.fit(Line(), loss, folder, training.Schedule(**options), {}, validate=validate)
 
 
 def test_average_by_hand(tmp_path):
@@ -215,15 +219,15 @@ def test_average_by_hand(tmp_path):
     assert averaged == pytest.approx(shadow, rel=1e-5) and averaged < plain
 
 
-def test_looking_changes_nothing_and_is_logged(tmp_path):
+def test_validating_changes_nothing_and_is_logged(tmp_path):
     steps = []
 
     def watch(step):
         steps.append(step)
         return {"value": step / 3}
 
-    looked = fit(tmp_path / "a", validate=watch, validate_every=3, ema=0.9).a.item()
-    assert looked == fit(tmp_path / "b", ema=0.9).a.item() and steps == [0, 3, 4]
+    validated = fit(tmp_path / "a", validate=watch, validate_every=3, ema=0.9).a.item()
+    assert validated == fit(tmp_path / "b", ema=0.9).a.item() and steps == [0, 3, 4]
     assert [row["step"] for row in Log.read(tmp_path / "a" / "validations.csv")] == ["0", "3", "4"]
 
 
@@ -267,7 +271,9 @@ def test_batches_visit_every_image_once_per_epoch():
 
 
 def test_learning_rate_by_hand():
-    rates = [training.learning_rate(s, 100, 1.0, 10, "cosine") for s in (0, 9, 50, 99)]
+    rates = [training.Schedule(100, 1.0, 10).rate(step) for step in (0, 9, 50, 99)]
     assert rates[0] == pytest.approx(0.1) and rates[2] == pytest.approx(0.5)
     assert rates[1] > 0.97 and rates[3] < 0.001
-    assert training.learning_rate(99, 100, 2.0, 10, "constant") == 2.0
+    assert training.Schedule(100, 2.0, 10, "constant").rate(99) == 2.0
+    linear = training.Schedule(100, 1.0, decay="linear")
+    assert [linear.rate(step) for step in (0, 50, 75, 100)] == [1, 1, 0.5, 0]

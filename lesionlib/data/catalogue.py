@@ -1,19 +1,20 @@
-"""Which images, masks and labels there are: files by id, joined with the tables of the sources."""
+"""The catalogue of a data source: image and mask files by id, joined with its label tables."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from lesionlib.data.attribute_masks import attribute_flags
 from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import resolve
-from lesionlib.engine.provenance import digest
+from lesionlib.engine.provenance import files_state
 
-LONGEST = 10_000  # characters of a cell
+LONGEST = 10_000  # most characters of a table's cell
 LABELS = ["diagnosis", *ATTRIBUTES, "age", "sex", "site", "lesion_id"]
 IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-DIAGNOSES = {  # the names that sources use, and ours
+DIAGNOSES = {  # from the names used by the sources to ours
     "nevus": "nevus",
     "nv": "nevus",
     "melanoma": "melanoma",
@@ -33,7 +34,7 @@ DIAGNOSES = {  # the names that sources use, and ours
     "scc": "squamous cell carcinoma",
     "squamous cell carcinoma": "squamous cell carcinoma",
 }
-COLUMN_NAMES = {  # of a CSV of one's own, and ours
+COLUMN_NAMES = {  # from the columns of other tables to ours
     "image_id": "id",
     "image": "id",
     "isic_id": "id",
@@ -47,10 +48,11 @@ UNKNOWN = {"", "unknown", "nan", "na", "none"}
 
 @dataclass
 class Catalogue:
-    """What a source holds: `table` has one row per image file, with paths and labels.
+    """The contents of a source: `table` has one row per image file, with paths and labels.
 
     `orphans` lists what belongs to no image (id, file, reason); `disagreements` lists labels on
-    which sources contradict each other (id, label, sources, values); `joined` counts the join.
+    which sources contradict each other (id, label, sources, values); `joined` counts the matches of
+    the joined tables.
     """
 
     table: pd.DataFrame
@@ -60,10 +62,10 @@ class Catalogue:
 
 
 def read_table(path, option: str = "--table") -> pd.DataFrame:
-    """A CSV as text; raises InputError if it is missing, cannot be parsed, or could do harm.
+    """A CSV as text; raises InputError if it is missing, unreadable or unsafe.
 
-    Cells that a spreadsheet would run as formulas would get into our tables, and cells of more
-    than `LONGEST` characters into prompts and pages.
+    Unsafe are cells that a spreadsheet would run as formulas, and cells of more than `LONGEST`
+    characters: both would be copied to our tables, prompts and pages.
     """
     if not Path(path).is_file():
         raise InputError(path, "the table does not exist", f"correct the path ({option})")
@@ -73,7 +75,7 @@ def read_table(path, option: str = "--table") -> pd.DataFrame:
         raise InputError(path, f"not a readable CSV ({error})", "save it as CSV, UTF-8") from error
     for name, cells in table.items():
         problems = {
-            "it begins as a formula does": cells.str.match(r"\s*(=|@|[+-][^\d.\s])"),
+            "it begins like a formula": cells.str.match(r"\s*(=|@|[+-][^\d.\s])"),
             f"it has more than {LONGEST:,} characters": cells.str.len() > LONGEST,
         }
         for problem, bad in problems.items():
@@ -84,8 +86,10 @@ def read_table(path, option: str = "--table") -> pd.DataFrame:
 
 
 def image_files(folder, option: str) -> tuple[dict[str, Path], list[tuple]]:
-    """Image files of a folder by stem (without `_segmentation`), and (id, file, reason) of those
-    whose id another file has already; raises InputError if there is no folder or no image."""
+    """Image files of a folder by stem (without `_segmentation`), and second files of a stem.
+
+    The latter are (id, file, reason). Raises InputError if there is no folder or no image in it.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(folder, "the folder does not exist", f"correct the path ({option} DIR)")
@@ -110,7 +114,7 @@ def image_files(folder, option: str) -> tuple[dict[str, Path], list[tuple]]:
 
 
 def _assemble(images, masks, labels, disagreements, joined=None, list_labels=False) -> Catalogue:
-    """Join files and labels (one row per id); `list_labels`: labels without image are orphans."""
+    """Join files and labels (one row per id); `list_labels`: labels without images are orphans."""
     (images, double_images), (masks, double_masks) = images, masks
     orphans = double_images + double_masks
     orphans += [(i, str(p), "a mask without image") for i, p in masks.items() if i not in images]
@@ -134,9 +138,9 @@ def _assemble(images, masks, labels, disagreements, joined=None, list_labels=Fal
 
 
 def _agreed(stated: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row per id from statements (id, source, labels); what is contradicted stays empty.
+    """One row per id from statements (id, source, labels); contradicted labels stay empty.
 
-    Empty statements say nothing. Returns the labels and the disagreements.
+    Empty cells state nothing. Returns the labels and the disagreements.
     """
     columns = [name for name in LABELS if name in stated]
     long = stated.melt(["id", "source"], columns, "label", "value")
@@ -152,13 +156,13 @@ def _agreed(stated: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _number(values: pd.Series) -> pd.Series:
-    """Ages as text without decimals, so that 55 and 55.0 agree; what is no number is empty."""
+    """Ages as text without decimals, so that 55 and 55.0 agree; empty if not a number."""
     numbers = pd.to_numeric(values, errors="coerce")
     return numbers.map(lambda x: "" if pd.isna(x) else f"{x:g}")
 
 
 def read_csv_labels(table) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Labels and disagreements of a CSV of one's own, whose columns the README explains.
+    """Labels and disagreements of a user's own CSV, whose columns the README explains.
 
     It needs a column `id` (or `image_id`, `image`, `isic_id`); `diagnosis`, the five attribute
     flags (0/1), `age`, `sex`, `site` and `lesion_id` are used if present. Raises InputError for a
@@ -189,10 +193,10 @@ def read_csv_labels(table) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def read_wishes(path) -> pd.DataFrame:
-    """A CSV of the prompts to ask for: labels as in a table of one's own, and `weight`.
+    """A CSV of labels to draw prompts from: columns as in a user's own table, and `weight`.
 
-    Attributes that are not named count as absent, a missing weight as 1. Raises InputError for
-    a missing file or column, or a weight that is not positive.
+    Missing attributes count as absent, a missing weight as 1. Raises InputError for a missing
+    file, a missing or unknown column, an unknown diagnosis, or a weight that is not positive.
     """
     table = read_table(resolve(path), "prompt_draw")
     unknown = set(table) - {"diagnosis", *ATTRIBUTES, "age", "sex", "site", "weight"}
@@ -215,14 +219,14 @@ def read_wishes(path) -> pd.DataFrame:
 
 
 def _one_hot(table: pd.DataFrame) -> pd.Series:
-    """The name of the column that holds 1 in each row, as our diagnosis."""
+    """Our name of the diagnosis whose column holds 1, for each row; empty if none does."""
     flags = table.drop(columns="id").apply(pd.to_numeric, errors="coerce").fillna(0)
     names = flags.idxmax(axis=1).str.lower().map(DIAGNOSES)
     return names.where(flags.max(axis=1) > 0).fillna("")
 
 
 def _isic_table(root, pattern: str, remedy: str) -> pd.DataFrame:
-    """All tables of a folder that match, with `id` first; ids without `_downsampled`."""
+    """All tables of a folder that match, joined, column `id` first and without `_downsampled`."""
     paths = sorted(Path(root).glob(pattern))
     if not paths:
         raise InputError(Path(root) / pattern, "the table does not exist", remedy)
@@ -236,14 +240,12 @@ def _isic_table(root, pattern: str, remedy: str) -> pd.DataFrame:
 def read_isic_labels(root):
     """Labels of a folder of ISIC tables (2017 Part 3, 2018 Task 2, 2019), joined by id.
 
-    The 2019 tables call many images `ISIC_…_downsampled`; the suffix is dropped. Returns labels
-    (one row per id), disagreements, and the counts of the join over the ids of 2018 Task 1-2.
-    Raises InputError for a missing table.
+    The 2019 tables name many images `ISIC_…_downsampled`; the suffix is dropped. Returns labels
+    (one row per id), disagreements, and counts of matches among the ids of 2018 Task 1-2. Raises
+    InputError for a missing table.
     """
-    root, remedy = (
-        Path(root),
-        "run python -m lesionlib.data.download, or give the folder of the tables",
-    )
+    root = Path(root)
+    remedy = "run python -m lesionlib.data.download, or give the folder of the tables"
     truth = _isic_table(root, "ISIC_2019_Training_GroundTruth*.csv", remedy)
     new = pd.DataFrame({"id": truth["id"], "source": "2019"})
     new["diagnosis"] = _one_hot(truth.drop(columns="downsampled"))
@@ -255,14 +257,12 @@ def read_isic_labels(root):
     clinical = _isic_table(root, "ISIC_2019_Training_Metadata*.csv", remedy)
     clinical = clinical.rename(columns=COLUMN_NAMES).assign(source="2019 metadata")
     parts = [new, old, clinical]
-    if list(root.glob("ISIC-2017_*_metadata.csv")):  # inside the archives of the 2017 images
+    if list(root.glob("ISIC-2017_*_metadata.csv")):  # only in the zips of the 2017 images
         earlier = _isic_table(root, "ISIC-2017_*_metadata.csv", remedy)
         parts.append(earlier.rename(columns=COLUMN_NAMES).assign(source="2017 metadata"))
     for part in parts[2:]:
         part["age"] = _number(part["age"])
-    from lesionlib.data import download  # a second for its imports, which only this table needs
-
-    attributes = download.attribute_flags(root)[["id", *ATTRIBUTES]].astype(str)
+    attributes = attribute_flags(root)[["id", *ATTRIBUTES]].astype(str)
     parts.append(attributes.assign(source="2018 Task 2"))
     stated = pd.concat(parts, ignore_index=True).drop(columns="downsampled", errors="ignore")
     labels, clashes = _agreed(stated)
@@ -275,7 +275,7 @@ def read_isic_labels(root):
 
 
 def _join_counts(labels, listed, years, suffixed, clashes) -> pd.DataFrame:
-    """What the join found for the ids of 2018 Task 1-2 (those of the attribute table)."""
+    """Counts of matches for the ids of 2018 Task 1-2 (those of the attribute table)."""
     part = labels[labels["id"].isin(listed)]
     flags = part[list(ATTRIBUTES)].astype(float)
     facts = {
@@ -297,16 +297,16 @@ def _join_counts(labels, listed, years, suffixed, clashes) -> pd.DataFrame:
     return pd.DataFrame({"fact": facts.keys(), "images": facts.values()})
 
 
-def pair_folders(where) -> tuple[Path, Path]:
-    """Folders of images and masks: `where`/images and `where`/masks, or IMAGES:MASKS."""
-    images, separator, masks = str(where).rpartition(":")
+def pair_folders(source) -> tuple[Path, Path]:
+    """Folders of images and masks: `source`/images and `source`/masks, or IMAGES:MASKS."""
+    images, separator, masks = str(source).rpartition(":")
     if separator:
         return resolve(images), resolve(masks)
-    return resolve(where) / "images", resolve(where) / "masks"
+    return resolve(source) / "images", resolve(source) / "masks"
 
 
 def read_folders(images, masks, table) -> Catalogue:
-    """The catalogue of somebody's own folders; `table` is a CSV, a folder of ISIC tables, or ''.
+    """The catalogue of a user's own folders; `table` is a CSV, a folder of ISIC tables, or ''.
 
     Raises InputError for missing folders, files or columns, and unknown diagnoses.
     """
@@ -341,12 +341,13 @@ def read(source: str, *, images="", masks="", table="", isic_root="") -> Catalog
     return read_isic(resolve(isic_root))
 
 
+def pairs_state(source) -> str:
+    """Digest of all files of somebody's pairs (see `pair_folders`): it changes when they do."""
+    return files_state(*str(source).split(":"))
+
+
 def source_state(source: str, images="", masks="", table="", isic_root="") -> str:
-    """Digest of names, sizes and times of all source files: it changes when the data do."""
+    """Digest of names, sizes and times of all source files; it changes whenever the data do."""
     if source == "phantom":
         return "phantom"
-    roots = [images, masks, table] if source == "folders" else [isic_root]
-    files = []
-    for root in [resolve(path) for path in roots if path]:
-        files += sorted(root.rglob("*")) if root.is_dir() else [root] if root.is_file() else []
-    return digest([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()])
+    return files_state(*([images, masks, table] if source == "folders" else [isic_root]))

@@ -1,4 +1,4 @@
-"""Image-mask pairs of any quality: what has a rule is mended, the rest is set aside and named."""
+"""Image-mask pairs of any quality: known defects are repaired, other pairs are quarantined."""
 
 import io
 import os
@@ -6,6 +6,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,23 +16,24 @@ import pandas as pd
 
 from lesionlib.data import decoding
 from lesionlib.data.decoding import Picture
+from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import atomic_write, read_json, write_csv, write_json
+from lesionlib.engine.files import atomic_write, write_csv
 from lesionlib.engine.progress import progress
-from lesionlib.engine.provenance import code_digest, digest
+from lesionlib.engine.provenance import digest, recorded
 
 FITS = ("squash", "letterbox", "crop")
-FEWEST = 20  # pairs that the study needs
-SMALLEST, LONGEST = 16, 10  # side in px, long side over short side
-PLAIN = 1  # standard deviation of each channel below which an image is a single colour
-NOTICEABLE = 0.001  # share of mask pixels between 0 and the maximum that is worth a remark
-MIXED = 0.25  # share of mask pixels in the middle of the range above which it is no mask
-SPECKS = 0.05  # share of the lesion below which all regions but the largest are removed
+FEWEST = 20  # usable pairs that the study needs
+SMALLEST, LONGEST = 16, 10  # shortest side in px; largest ratio of long to short side
+PLAIN = 1  # standard deviation of every channel below which an image is a single colour
+NOTICEABLE = 0.001  # share of mask pixels between 0 and the maximum above which it is noted
+MIXED = 0.25  # share of mask pixels in the middle 80 % of the range above which it is no mask
+SPECKS = 0.05  # share of the lesion up to which regions beside the largest are removed as specks
 NAMES = ("images.npy", "masks.npy", "pixels.csv")
 
 
 def _lesion(file: Picture) -> np.ndarray:
-    """A mask (H, W) of 0 and 1: what exceeds 128 of 255 of the maximum, without specks.
+    """A mask (H, W) of 0 and 1 without specks; pixels above 128/255 of the maximum are lesion.
 
     128 itself is background, as in ISIC's official scoring.
     """
@@ -64,7 +66,7 @@ def _lesion(file: Picture) -> np.ndarray:
 
 
 def _agree(image: Picture, mask: Picture) -> bool:
-    """Whether EXIF orientation is applied: yes, unless the sizes only agree without it."""
+    """Whether to apply the EXIF orientation: yes, unless the sizes agree only without it."""
     upright = image.size(True) == mask.size(True)
     if not upright and image.size(False) != mask.size(False):
         (w, h), (width, height) = mask.size(True), image.size(True)
@@ -80,12 +82,12 @@ def _agree(image: Picture, mask: Picture) -> bool:
 
 
 def _averaged(array: np.ndarray, inner) -> np.ndarray:
-    """An array (H, W, …) scaled to `inner` (width, height), areas averaged."""
+    """An array (H, W, …) resized to `inner` (width, height) by area averaging."""
     return cv2.resize(np.ascontiguousarray(array), inner, interpolation=cv2.INTER_AREA)
 
 
 def _square(small: np.ndarray, size: int, colour=0) -> np.ndarray:
-    """Cut the centre of (h, w, …), or pad it with a colour, to (size, size, …)."""
+    """Crop (h, w, …) centrally, or pad it with a colour, to (size, size, …)."""
     y, x = (size - small.shape[0]) // 2, (size - small.shape[1]) // 2
     if y < 0 or x < 0:
         return small[-y : size - y, -x : size - x]
@@ -94,7 +96,7 @@ def _square(small: np.ndarray, size: int, colour=0) -> np.ndarray:
 
 
 def _inner(sides, size: int, fit: str) -> list[int]:
-    """Width and height to which a picture of `sides` is scaled for a square of `size`."""
+    """Width and height to which a picture of `sides` (width, height) is resized for the square."""
     whole = {"squash": sides, "letterbox": [max(sides)] * 2, "crop": [min(sides)] * 2}[fit]
     return [max(1, round(size * side / by)) for side, by in zip(sides, whole, strict=True)]
 
@@ -106,7 +108,7 @@ def _framed(small: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_image(path, size: int, fit: str = "squash") -> np.ndarray:
-    """An image without a mask as `read_pair` reads it: (size, size, 3) uint8 RGB; InputError."""
+    """An image without a mask, (size, size, 3) uint8 RGB, read as by `read_pair`; InputError."""
     image = decoding.read(path, "image")
     pixels = decoding.turned(decoding.rgb(image, False), image.turn)
     return _framed(_averaged(pixels, _inner(image.size(True), size, fit)), size)
@@ -115,10 +117,10 @@ def read_image(path, size: int, fit: str = "squash") -> np.ndarray:
 def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     """One image (size, size, 3) uint8 RGB, its mask (size, size) of 0 and 1, and the repairs.
 
-    Areas are averaged; a mask pixel is lesion where the average exceeds one half. `fit`: squash
-    to the square, letterbox (pad with the median of the border) or crop (the central square).
-    A JPEG of four times the size is decoded at half its size. Raises InputError that names the
-    file, for whatever makes no pair.
+    Both are resized by area averaging; a mask pixel is lesion if its average exceeds one half.
+    `fit`: squash to the square, letterbox (pad with the median of the border) or crop (the central
+    square). A JPEG at least four times as large is decoded at half its size. Raises InputError,
+    which names the file, for anything that is not a usable pair.
     """
     if not mask_path or pd.isna(mask_path):
         remedy = "add STEM.png or STEM_segmentation.png to the masks, or remove the image"
@@ -129,7 +131,7 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     if min(sides) < SMALLEST or max(sides) > LONGEST * min(sides):
         raise image.error(f"of {sides[0]}x{sides[1]} pixels is too small or a strip")
     inner = _inner(sides, size, fit)
-    # Half of an odd side shifts its end by i / s target pixels: a sixteenth does no harm.
+    # Halving an odd side shifts its end by i / s target pixels; up to 1/16 is harmless.
     fits = [s >= 4 * i and (s % 2 == 0 or s >= 16 * i) for s, i in zip(sides, inner, strict=True)]
     lesion, pixels = _lesion(mask), decoding.rgb(image, all(fits))
     if upright:
@@ -138,7 +140,7 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     if cv2.meanStdDev(small)[1].max() < PLAIN:
         raise image.error("is of a single colour")
     small = _framed(small, size)
-    # 0 and 2 ** 15: an average of one half is exact, and is no lesion.
+    # Values 0 and 2 ** 15: an average of exactly one half is represented, and is background.
     scaled = (_averaged(np.left_shift(lesion, 15, dtype=np.uint16), inner) > 2**14).astype(np.uint8)
     shape = _square(scaled, size)
     if not shape.any() or shape.all():
@@ -153,8 +155,8 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
 def whole_mask(image_path, mask_path, fit: str = "squash") -> np.ndarray:
     """The mask of a pair at its own resolution: uint8 (H, W) of 0 and 1, upright.
 
-    It shows what the square array shows: `fit` letterbox pads it to a square, crop cuts the
-    central square out. Raises InputError as `read_pair` does.
+    It covers the same area as the square array: letterbox pads it to a square, crop takes the
+    central square. Raises InputError as `read_pair` does.
     """
     image, mask = decoding.read(image_path, "image"), decoding.read(mask_path, "mask")
     lesion = decoding.turned(_lesion(mask), mask.turn if _agree(image, mask) else 1)
@@ -163,7 +165,7 @@ def whole_mask(image_path, mask_path, fit: str = "squash") -> np.ndarray:
 
 
 def _in_order(work, items, workers: int):
-    """work(item) of every item in order, on threads; few results wait, so memory is bounded."""
+    """Yield work(item) of all items in order, computed on threads; few wait: memory is bounded."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         try:
@@ -179,7 +181,7 @@ def _in_order(work, items, workers: int):
 
 
 def _state(path):
-    """Size and time of a file, None if there is none."""
+    """Size and modification time of a file, None if there is none."""
     try:
         found = os.stat(path)
         return found.st_size, found.st_mtime_ns
@@ -188,7 +190,7 @@ def _state(path):
 
 
 def _checksums(folder: Path) -> list[int]:
-    """CRC-32 of the arrays and the statuses: any damage shows, at some GB per second."""
+    """CRC-32 of the arrays and the statuses; detects damage at some GB per second."""
     sums, block = [], memoryview(bytearray(2**22))
     for name in NAMES:
         sums.append(0)
@@ -198,19 +200,19 @@ def _checksums(folder: Path) -> list[int]:
     return sums
 
 
-def _kept(folder: Path, key: str):
-    """The statuses (N, …) of an earlier run whose record and arrays are sound, else None."""
+def _kept(artefact: Artefact):
+    """The statuses (N, …) of an earlier run if they are current and the arrays intact, or None."""
+    path = artefact.path
     try:
-        record = read_json(folder / "pixels.json", {})
-        if record["key"] == key and record["files"] == _checksums(folder):
-            return pd.read_csv(folder / "pixels.csv", dtype=str, keep_default_na=False)
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        pass  # none, or damaged: read anew
+        if artefact.is_current() and recorded(path)["files"] == _checksums(path.parent):
+            return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except OSError:
+        pass  # an array is missing: read again
     return None
 
 
 def _header(shape) -> bytes:
-    """The .npy header of a uint8 array; its length does not depend on the first axis."""
+    """The .npy header of a uint8 array; its length is the same for every length of axis 0."""
     file = io.BytesIO()
     facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, facts)
@@ -219,7 +221,7 @@ def _header(shape) -> bytes:
 
 @contextmanager
 def _growing(path, *shape):
-    """Yield a function that appends one array of `shape` to `path`, a .npy when all is done."""
+    """Yield a function that appends an array of `shape` to the .npy file `path`."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(_header((0, *shape)))
         start = file.tell()
@@ -231,16 +233,55 @@ def _growing(path, *shape):
         file.write(header)
 
 
-def _require_enough(table, problems, fewest):
-    """Raise InputError if fewer pairs are usable; it tells the first problem."""
-    usable = len(table) - len(problems)
+def _require_enough(rows, results, fewest: int):
+    """Raise InputError, with the first problem, if fewer than `fewest` pairs are usable."""
+    problems = [result for result in results if isinstance(result, InputError)]
+    usable = len(rows) - len(problems)
     if usable < fewest:
         first = f" {problems[0]}" if problems else ""
         raise InputError(
-            Path(table["image"].iloc[0]).parent if len(table) else "the catalogue",
+            Path(rows[0][2]).parent if rows else "the catalogue",
             f"only {usable} usable image-mask pairs; {fewest} are needed.{first}",
-            "add images, or mend those that were quarantined",
+            "add images, or repair those that were quarantined",
         )
+
+
+def _read_or_error(row, size: int, fit: str):
+    """`read_pair` of a row (whether its id is a repetition, id, image, mask), or its InputError."""
+    again, name, *paths = row
+    try:
+        if again:
+            raise InputError(paths[0], f"a second row of the id {name}", "rename the image")
+        return read_pair(*paths, size, fit)
+    except InputError as error:
+        return error
+
+
+def _read_all(rows, read, folder: Path, size: int, bad_inputs: str, workers, fewest: int) -> list:
+    """Write the arrays of what `read` makes of the rows; returns repairs or InputError of each.
+
+    No array is left behind if `_require_enough`, or bad_inputs='stop', raises an InputError.
+    """
+    results, threads = [], cv2.getNumThreads()
+    cv2.setNumThreads(1)  # work is divided by pairs, not within a picture
+    try:
+        with (
+            _growing(folder / NAMES[0], size, size, 3) as add_image,
+            _growing(folder / NAMES[1], size, size) as add_mask,
+            closing(_in_order(read, rows, workers or os.cpu_count() or 1)) as found,
+        ):
+            for pair in progress(found, desc="read", total=len(rows)):
+                if not isinstance(pair, InputError):
+                    add_image(pair[0])
+                    add_mask(pair[1])
+                    pair = "; ".join(pair[2])
+                elif bad_inputs == "stop":
+                    raise pair
+                results.append(pair)
+            _require_enough(rows, results, fewest)
+    finally:
+        cv2.setNumThreads(threads)
+    return results
 
 
 def curate(
@@ -257,60 +298,33 @@ def curate(
 
     Returns the table (columns id, image, mask, …) with `status` used or quarantined, `reason`
     (file, problem, remedy) and `repairs`; the arrays (uint8, memory-mappable) hold the used rows
-    in order. Later rows of an id are quarantined. bad_inputs='stop' raises the first problem.
-    Pairs are decoded on `workers` threads (default: all cores) and written as they come. Nothing
-    is read again while files (by size and time), settings and code are the same and the arrays
-    are sound (`pixels.json`). Raises InputError if fewer than `fewest` pairs are usable.
+    in order. Repeated ids are quarantined. bad_inputs='stop' raises the first problem instead.
+    Pairs are decoded on `workers` threads (default: all cores) and written as they arrive. Nothing
+    is read again while files (by size and time), settings and code are unchanged and the arrays
+    are intact (`engine.artefacts`). Raises InputError if fewer than `fewest` pairs are usable.
     """
     if fit not in FITS:
         raise InputError("settings", f"unknown fit '{fit}'", f"use one of {', '.join(FITS)}")
-    folder = Path(folder)
-    again = table["id"].duplicated()
+    folder, again = Path(folder), table["id"].duplicated()
     rows = list(zip(again, table["id"], table["image"], table["mask"], strict=True))
     files = [(str(name), str(i), _state(i), str(m), _state(m)) for _, name, i, m in rows]
     decoders = [version(name) for name in ("simplejpeg", "pillow", "opencv-python")]
-    key = digest(files, size, fit, state, decoders, code_digest("curation"))
-    kept = _kept(folder, key)
+    settings = {"size": size, "fit": fit, "state": state, "decoders": decoders}
+    code, inputs = ("lesionlib.data.curation:read_pair",), {"files": digest(files)}
+    artefact = Artefact(folder / NAMES[2], code, settings, inputs)
+    kept = _kept(artefact)
     if kept is not None and not (bad_inputs == "stop" and kept["reason"].any()):
         print(f"{folder}: nothing has changed, {len(kept)} pairs are not read again")
         return table.assign(**{name: kept[name].to_numpy() for name in kept.columns[1:]})
-
-    def work(row):
-        again, name, *paths = row
-        try:
-            if again:
-                raise InputError(paths[0], f"a second row of the id {name}", "rename the image")
-            return read_pair(*paths, size, fit)
-        except InputError as error:
-            return error
-
-    (folder / "pixels.json").unlink(missing_ok=True)
-    results, threads = [], cv2.getNumThreads()
-    cv2.setNumThreads(1)  # the pairs are shared out, not the parts of a picture
-    try:
-        with (
-            _growing(folder / NAMES[0], size, size, 3) as add_image,
-            _growing(folder / NAMES[1], size, size) as add_mask,
-            closing(_in_order(work, rows, workers or os.cpu_count() or 1)) as found,
-        ):
-            for pair in progress(found, desc="read", total=len(rows)):
-                if not isinstance(pair, InputError):
-                    add_image(pair[0])
-                    add_mask(pair[1])
-                    pair = "; ".join(pair[2])
-                elif bad_inputs == "stop":
-                    raise pair
-                results.append(pair)
-            problems = [result for result in results if isinstance(result, InputError)]
-            _require_enough(table, problems, fewest)
-    finally:
-        cv2.setNumThreads(threads)
+    Path(f"{artefact.path}.json").unlink(missing_ok=True)
+    read = partial(_read_or_error, size=size, fit=fit)
+    results = _read_all(rows, read, folder, size, bad_inputs, workers, fewest)
     bad = [isinstance(result, InputError) for result in results]
     table = table.assign(
         status=["quarantined" if b else "used" for b in bad],
         reason=[str(r) if b else "" for b, r in zip(bad, results, strict=True)],
         repairs=["" if b else r for b, r in zip(bad, results, strict=True)],
     )
-    write_csv(folder / NAMES[2], table[["id", "status", "reason", "repairs"]])
-    write_json(folder / "pixels.json", {"key": key, "files": _checksums(folder)})
+    write_csv(artefact.path, table[["id", "status", "reason", "repairs"]])
+    artefact.record(files=_checksums(folder))
     return table

@@ -1,4 +1,4 @@
-"""The arrays and labels of a run, which all stages share."""
+"""The arrays and labels of a run, shared by all stages."""
 
 import shutil
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Study:
 
 
 def pixels(run) -> Path:
-    """Where the decoded pixels of a run are kept, so that a rerun need not decode again."""
+    """Folder of the decoded pixels of a run, kept so that a rerun need not decode again."""
     return resolve(run) / "checkpoints" / "pixels"
 
 
@@ -49,11 +49,11 @@ def fingerprint(folder) -> str:
 
 
 def save(run, table, orphans, **facts):
-    """Write the arrays and tables of a run; `curation.curate` has left the arrays in `pixels`.
+    """Write the arrays and tables of a run; the arrays are those that `curate` wrote to `pixels`.
 
-    `table` has a row per image file with status, reason, repairs, and, where used, prompt and
+    `table` has one row per image file with status, reason and repairs and, if used, prompt and
     split; `orphans` (id, file, reason) belong to no image. Writes tables/curation.csv,
-    tables/quarantine.csv (both kinds that are not used) and data/index.csv with its record.
+    tables/quarantine.csv (unused images and orphans) and data/index.csv with its record.
     """
     folder = resolve(run)
     images, masks = (folder / "data" / name for name in ("images.npy", "masks.npy"))
@@ -73,7 +73,7 @@ def save(run, table, orphans, **facts):
 
 
 def load(run) -> Study:
-    """The study's arrays; InputError if notebook 01 has not been run, or if they were damaged."""
+    """The study's arrays; InputError if notebook 01 has not been run or they are corrupt."""
     folder = resolve(run) / "data"
     index = require(folder / "index.csv", "01_data")
     table = pd.read_csv(index, keep_default_na=False, na_values={a: [""] for a in ATTRIBUTES})
@@ -82,7 +82,7 @@ def load(run) -> Study:
     if fingerprint(folder) != facts["data"]:
         raise InputError(
             folder,
-            "images.npy, masks.npy or index.csv were cut short or changed",
+            "images.npy, masks.npy or index.csv are corrupt (truncated or modified)",
             "delete these three and run notebooks/01_data.ipynb, or ./run_all.sh, again",
         )
     arrays = [np.load(path, mmap_mode="r") for path in (images, masks)]
@@ -90,20 +90,20 @@ def load(run) -> Study:
 
 
 def save_originals(path, table, fit: str):
-    """Write the masks of a table's rows (id, image, mask) at their own resolution, a .npz by id.
+    """Write the masks of a table's rows (id, image, mask) at full resolution to an .npz, by id.
 
-    Segmentation is measured on these, not on the squares that the networks see.
+    Segmentation is evaluated on these, not on the squares that the networks see.
     """
     whole = {
         row.id: whole_mask(row.image, row.mask, fit)
-        for row in progress(list(table.itertuples()), desc="masks at their own resolution")
+        for row in progress(list(table.itertuples()), desc="masks at full resolution")
     }
     with atomic_write(path) as temporary:
         np.savez_compressed(temporary, **whole)
 
 
 def export_masks(run):
-    """Write the masks of S-test as data/s_test_masks/ID.png, for generators from elsewhere."""
+    """Write the masks of S-test to data/s_test_masks/ID.png, for external generators."""
     test = load(run).part("S-test")
     for name, mask in zip(test.table["id"], test.masks, strict=True):
         with atomic_write(resolve(run) / "data" / "s_test_masks" / f"{name}.png") as temporary:
@@ -111,15 +111,15 @@ def export_masks(run):
 
 
 def originals(path, ids, notebook: str = "01_data") -> list[np.ndarray]:
-    """What `save_originals` wrote, uint8 (H, W) of 0 and 1, in the order of `ids`."""
+    """The masks that `save_originals` wrote, uint8 (H, W) of 0 and 1, in the order of `ids`."""
     with np.load(require(path, notebook), allow_pickle=False) as whole:
         return [whole[name] for name in ids]
 
 
 def examples(masks: np.ndarray, n: int = 4, seed: int = 0) -> np.ndarray:
-    """Row numbers of `n` of the masks (N, S, S): one drawn from each n-th of the lesion areas.
+    """Row numbers of `n` of the masks (N, S, S): one at random from each quantile of lesion area.
 
-    The rule by which examples are shown: no choice by eye.
+    All examples that are shown are chosen by this rule, not by eye.
     """
     rng, order = np.random.default_rng(seed), np.argsort(masks.mean(axis=(1, 2)), kind="stable")
     return np.array([rng.choice(part) for part in np.array_split(order, n) if len(part)])
@@ -128,8 +128,8 @@ def examples(masks: np.ndarray, n: int = 4, seed: int = 0) -> np.ndarray:
 def skin_tone(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Individual typology angle of the skin around each lesion (N,), in degrees; NaN without skin.
 
-    ITA = arctan((L* - 50) / b*) of the median skin pixel (Chardon et al. 1991), darker below;
-    pixels of dark frames (L* < 20) and lesions do not count.
+    ITA = arctan((L* - 50) / b*) of the median skin pixel (Chardon et al. 1991), lower for darker
+    skin; lesions and dark frames (L* < 20) are excluded.
     """
     tones = np.full(len(images), np.nan)
     for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
@@ -142,12 +142,12 @@ def skin_tone(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def shrunk(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Pictures (N, S, S, …) at another size, areas averaged."""
+    """Pictures (N, S, S, …) resized to (N, size, size, …) by area averaging."""
     if pictures.shape[1] == size:
         return np.ascontiguousarray(pictures)
     return np.stack([cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA) for x in pictures])
 
 
 def resized(images: np.ndarray, masks: np.ndarray, size: int):
-    """Images (N, S, S, 3) and masks (N, S, S) of 0 and 1 at another size, areas averaged."""
+    """Images (N, S, S, 3) and masks (N, S, S) of 0 and 1, resized to `size` by area averaging."""
     return shrunk(images, size), (shrunk(np.float32(masks), size) > 0.5).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Picture files of any quality: what has a rule is mended and noted, the rest is an InputError.
+"""Reading picture files of any quality: known defects are repaired and noted, others InputErrors.
 
-JPEG has no checksum. Damage is noticed if libjpeg warns or a jump runs along a row of blocks; what
-shows in neither way stays: mostly a single block or a slight tint.
+JPEG has no checksum. Damage is detected if libjpeg warns or if a jump runs along a row of blocks;
+other damage stays undetected, mostly a single block or a slight tint.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lesionlib.engine.errors import InputError
 
-ENDINGS = {  # the formats that are read, whatever a file is called
+ENDINGS = {  # formats that are read, whatever the file name, and their endings
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
     "BMP": (".bmp",),
@@ -26,12 +26,12 @@ ENDINGS = {  # the formats that are read, whatever a file is called
     "WEBP": (".webp",),
 }
 LARGEST = 89_000_000  # pixels
-FLAT = 4  # standard deviation of a row below which it is plain, in grey levels
+FLAT = 4  # grey levels: standard deviation of a row below which it is uniform
 
 
 @dataclass
 class Picture:
-    """A picture file: bytes, Pillow's view of it (decoded, except JPEG), orientation, remarks."""
+    """A picture file: bytes, Pillow's view of it (decoded unless JPEG), orientation, repairs."""
 
     path: str
     what: str  # image or mask
@@ -45,7 +45,7 @@ class Picture:
         return self.view.size[::-1] if upright and self.turn > 4 else self.view.size
 
     def note(self, text: str):
-        """Remember a repair."""
+        """Note a repair."""
         self.notes.append(f"{self.what}: {text}")
 
     def error(self, problem: str, remedy: str = "replace the file or remove the image"):
@@ -55,7 +55,7 @@ class Picture:
 
 @contextmanager
 def _blame(path, what):
-    """Decoders raise nearly anything on damaged data: make it an InputError that names the file."""
+    """Turn whatever decoders raise on damaged data into an InputError that names the file."""
     try:
         yield
     except (InputError, MemoryError):
@@ -69,7 +69,7 @@ def _blame(path, what):
 
 
 def read(path, what: str) -> Picture:
-    """Read a file and its header, and the pixels unless JPEG; raises InputError."""
+    """Read a file, its header and, unless JPEG, its pixels; raises InputError."""
     with _blame(path, what):
         if not Path(path).is_file():
             raise InputError(path, f"the {what} does not exist or is no file", "add the file")
@@ -107,20 +107,20 @@ def _orientation(picture) -> int:
     """The EXIF orientation, 1 (upright) if there is none or it cannot be read."""
     try:
         turn = picture.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF harms no pixel
+    except Exception:  # broken EXIF does not affect the pixels
         return 1
     return turn if turn in range(1, 9) else 1
 
 
 def turned(array: np.ndarray, turn: int) -> np.ndarray:
-    """An array (H, W, …) as its EXIF orientation wants it seen."""
+    """An array (H, W, …) turned upright according to its EXIF orientation."""
     array = array.swapaxes(0, 1) if turn > 4 else array
     array = array[::-1] if turn in (3, 4, 7, 8) else array
     return array[:, ::-1] if turn in (2, 3, 6, 7) else array
 
 
 def _check_png(data: bytes):
-    """Raise ValueError if a chunk of a PNG contradicts its checksum, or the end is missing."""
+    """Raise ValueError if a chunk of a PNG fails its checksum or the end is missing."""
     at, view, kind = 8, memoryview(data), b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -131,7 +131,7 @@ def _check_png(data: bytes):
 
 
 def _jpeg(file: Picture, half=False) -> np.ndarray:
-    """Pixels (H, W, 1 or 3) of a JPEG, or of half the size; a warning of libjpeg is an error."""
+    """Pixels (H, W, 1 or 3) of a JPEG, at half size if `half`; libjpeg warnings are errors."""
     width, height = file.view.size
     least = {"min_width": -(-width // 2), "min_height": -(-height // 2)} if half else {}
     with _blame(file.path, file.what):
@@ -149,12 +149,13 @@ def _jpeg(file: Picture, half=False) -> np.ndarray:
 def _seam(pixels: np.ndarray, block: int) -> int:
     """The row at which a damaged JPEG (H, W, C) jumps, or 0.
 
-    A wrong bit that keeps the decoder in step shifts a channel of all later blocks: over 60 % of
-    the left or right half, rows on two sides of a block's edge differ in one direction by more
-    than 6 levels and twice what rows within those blocks do. The edge of a plain bar or of a dark
-    frame is sound: one side spans few levels or is below 64.
+    A flipped bit that keeps the decoder in step shifts a channel of all later blocks. A jump is
+    reported if, over 60 % of the left or right half, the rows on the two sides of a block edge
+    differ in the same direction by more than 6 levels and by more than twice the differences within
+    the blocks. The edge of a uniform bar (standard deviation below FLAT) or of a dark frame (below
+    64) is accepted.
     """
-    some = pixels[:, :: max(1, pixels.shape[1] // 128)]  # columns enough to judge by
+    some = pixels[:, :: max(1, pixels.shape[1] // 128)]  # a sample of the columns suffices
     near = [some[block + i : len(some) + i - 1 : block].astype(np.int16) for i in (-2, -1, 0, 1)]
     before, above, below, after = near
     jump = below - above
@@ -172,7 +173,7 @@ def _seam(pixels: np.ndarray, block: int) -> int:
 
 
 def rgb(file: Picture, half: bool) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of an image of any mode, perhaps of half the size."""
+    """Pixels (H, W, 3) uint8 of an image of any mode; a JPEG at half size if `half`."""
     picture, mode = file.view, file.view.mode
     if mode != "RGB":
         file.note(f"mode {mode} converted to RGB")
@@ -189,7 +190,7 @@ def rgb(file: Picture, half: bool) -> np.ndarray:
 
 
 def grey(file: Picture) -> np.ndarray:
-    """A mask's values (H, W): grey as it is, else the brightest channel or a telling alpha."""
+    """A mask's values (H, W): grey, else the brightest channel, or alpha if only that varies."""
     picture, mode = file.view, file.view.mode
     if mode not in ("1", "L"):
         file.note(f"mode {mode} converted to grey")

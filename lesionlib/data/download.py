@@ -1,16 +1,16 @@
 """The ISIC downloads of the study: `python -m lesionlib.data.download [DIR]` (default `data/isic`).
 
-Fetched are ISIC 2018 Task 1 (images and masks of its three parts), the attribute masks of Task 2,
-and the label tables of 2017 and 2019. Each zip becomes a folder of its name in DIR, which is the
-layout that `catalogue.read_isic` reads. An interrupted download goes on where it stopped, and
-nothing has its final name before it has been checked: against the published SHA-256 where there is
-one, else against the sum pinned in DIR/manifest.json by the first download, and always by the
-number of images or rows. A zip that was downloaded is deleted once it is unpacked, unless
---keep-zips is given. What somebody else put into DIR is used and never deleted: a file whose sum
-is right, or a folder of images without a record of ours if the number of images is right.
+Downloads ISIC 2018 Task 1 (images and masks of its three parts), the attribute masks of Task 2, and
+the label tables of 2017 and 2019. Each zip is unpacked to a folder of its name in DIR, the layout
+that `catalogue.read_isic` expects. Interrupted downloads resume. Nothing gets its final name before
+it has been checked: against the published SHA-256 if there is one, else against the checksum that
+the first download pinned in DIR/manifest.json, and always by the number of images or rows. A
+downloaded zip is deleted after unpacking unless --keep-zips is given. Files that you put into DIR
+yourself are used and never deleted: a file with the right checksum, or a folder without a record of
+ours that holds the right number of images.
 
-Left out: the metadata tables of 2017, which lie inside zips of gigabytes; that of 2019 has age and
-sex for about nine in ten training images of Task 1.
+Not included: the metadata tables of 2017, which are only available inside zips of several
+gigabytes; the table of 2019 has age and sex for about 90 % of the training images of Task 1.
 """
 
 import argparse
@@ -26,39 +26,35 @@ import sys
 import time
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import pandas as pd
 import requests
-from PIL import Image
 
-from lesionlib.data.prompts import ATTRIBUTES
+from lesionlib.data.attribute_masks import attribute_flags
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import read_json, resolve, write_csv, write_json
+from lesionlib.engine.files import read_json, resolve, write_json
 from lesionlib.engine.progress import progress
 
 BASE_URL = "https://isic-challenge-data.s3.amazonaws.com/"
 MIRROR = "https://isic-archive.s3.amazonaws.com/challenges/"  # older, same paths
-TIMEOUT = (10, 60)  # seconds to connect, and of silence
-GO_ON = "free some space, or give another DIR; a download goes on where it stopped"
-BLOCK = 1 << 17  # bytes that are read and written at once
-RECORD = "fetched.json"  # in an unpacked folder: its zip, number and bytes of its images
+TIMEOUT = (10, 60)  # seconds to connect, and without data
+RESUMES = "free some space, or give another DIR; a download resumes where it stopped"
+BLOCK = 1 << 17  # bytes read and written at once
+RECORD = "fetched.json"  # in an unpacked folder: hash of its zip, number and bytes of its images
 
 
 @dataclass(frozen=True)
 class Source:
-    """One download: a zip if it has a `pattern`, else a CSV; `path` ends in the file's name."""
+    """One download: a zip if it has a `pattern`, else a CSV; `path` ends in the file name."""
 
-    name: str  # what --only calls it
+    name: str  # for --only
     path: str  # below the base URL
-    count: int  # images that match the pattern, or rows of the CSV
-    sha256: str = ""  # empty where none is published: then the first download is pinned
+    count: int  # of images that match the pattern, or of rows of the CSV
+    sha256: str = ""  # empty if none is published; then the first download is pinned
     pattern: str = ""  # of the images in the zip
-    size: str = ""  # roughly, for people
+    size: str = ""  # approximate, shown by --list
 
     @property
     def file(self) -> str:
@@ -67,7 +63,7 @@ class Source:
 
 _18, _MASK = "2018/ISIC2018_", "*_segmentation.png"
 # fmt: off
-SOURCES = [  # small ones first, so that a missing network or a proxy shows at once
+SOURCES = [  # small ones first, so that a missing network shows at once
     Source("labels-2017", "2017/ISIC-2017_Training_Part3_GroundTruth.csv", 2000),
     Source("labels-2017-val", "2017/ISIC-2017_Validation_Part3_GroundTruth.csv", 150),
     Source("labels-2017-test", "2017/ISIC-2017_Test_v2_Part3_GroundTruth.csv", 600),
@@ -114,10 +110,12 @@ def disk(path):
     try:
         yield
     except BlockingIOError as error:
-        raise InputError(path, "another fetch is at work here", "wait until it ends") from error
+        raise InputError(
+            path, "another download is running in this folder", "wait until it ends"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(path, "the disk is full", GO_ON) from error
+            raise InputError(path, "the disk is full", RESUMES) from error
         problem = f"cannot be read or written ({error})"
         raise InputError(path, problem, "check its permissions, or give another DIR") from error
 
@@ -126,16 +124,16 @@ def room(path, needed: int):
     """Raise InputError if the disk of `path` has less than `needed` free bytes."""
     if (free := shutil.disk_usage(path.parent).free) < needed:
         problem = f"needs {needed / 1e6:,.1f} MB, unpacking included; {free / 1e6:,.1f} MB are free"
-        raise InputError(path, problem, GO_ON)
+        raise InputError(path, problem, RESUMES)
 
 
 def beside(final) -> list[Path]:
-    """The unfinished download of a file, and what is known about it (url, validator, bytes)."""
+    """Paths of a file's partial download and of the facts about it (url, validator, bytes)."""
     return [final.with_name(final.name + ending) for ending in (".part", ".part.json")]
 
 
 def forget(final):
-    """Delete the unfinished download of a file."""
+    """Delete the partial download of a file."""
     for path in beside(final):
         path.unlink(missing_ok=True)
 
@@ -146,13 +144,13 @@ def address(source, base_url: str) -> str:
 
 
 def by_hand(url, final) -> str:
-    """What somebody can do whose download fails."""
+    """The remedy for a failed download."""
     again = f"run this again, perhaps with --base-url {MIRROR}"
     return f"{again}, or download {url} in a browser, save it as {final} and run this again"
 
 
 def refused(found, final, url, problem) -> InputError:
-    """The error about a file that is not what it should be; a download of ours is deleted."""
+    """An InputError about a wrong file; if we downloaded it (FINAL.part), it is deleted."""
     if found == final:
         return InputError(final, problem, f"delete it, then {by_hand(url, final)}")
     forget(final)
@@ -160,33 +158,33 @@ def refused(found, final, url, problem) -> InputError:
 
 
 def validator(answer) -> str:
-    """What If-Range may hold: the ETag unless it is weak, else the time of the last change."""
+    """The value for If-Range: the ETag unless it is weak, else Last-Modified."""
     tag = answer.headers.get("ETag", "W/")
     return answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
 
 
 def attempt(url, final, copies: int):
-    """One request that begins or resumes FINAL.part until it is whole.
+    """One request that starts or resumes FINAL.part and completes it.
 
-    Raises requests.RequestException where another attempt may help, else InputError; an error in
-    the middle leaves the part for the next attempt.
+    Raises requests.RequestException if another attempt may help, else InputError. FINAL.part is
+    kept for the next attempt.
     """
     part, about = beside(final)
     known, headers = read_json(about, {}), {"Accept-Encoding": "identity"}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known["bytes"]:
         return
-    if have and known["validator"]:  # without one, old and new bytes might not fit together
+    if have and known["validator"]:  # without it, the file may have changed
         headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         code, stated = answer.status_code, answer.headers.get("Content-Range", "")
         first, size = re.fullmatch(r"(?:bytes (\d+|\*)\S*/(\d+))?.*", stated).groups()
         if code == 416 and have and size == str(have):
-            return  # the length that was stated at first was wrong: this is all
+            return  # the length stated at first was wrong: the file is complete
         changed = first != str(have) or validator(answer) not in ("", known.get("validator"))
         if code == 416 or code == 206 and changed:
             forget(final)
-            raise requests.ConnectionError("the server has another file than before")
+            raise requests.ConnectionError("the file on the server has changed")
         if code >= 500 or code in (408, 429):
             raise requests.ConnectionError(f"the server answers {code} {answer.reason}")
         if code not in (200, 206):
@@ -199,10 +197,10 @@ def attempt(url, final, copies: int):
 
 
 def save(answer, url, final, have: int, size: str | None, copies: int):
-    """Write the bytes of an answer to FINAL.part, from byte `have` on.
+    """Write the bytes of an answer to FINAL.part from byte `have` on.
 
-    `size` is that of the whole file if the answer says so; the disk needs `copies` times as much.
-    Raises InputError if there is no room, requests.RequestException if too few bytes come.
+    `size` is that of the whole file if the answer states it; `copies` times as much disk space is
+    required. Raises InputError if there is less, requests.RequestException if bytes are missing.
     """
     part, about = beside(final)
     whole = int(size or answer.headers.get("Content-Length") or 0) or None
@@ -214,7 +212,7 @@ def save(answer, url, final, have: int, size: str | None, copies: int):
             file.write(block)
             bar.update(len(block))
     if whole and part.stat().st_size != whole:
-        raise requests.ConnectionError(f"{part.stat().st_size:,} of {whole:,} bytes came")
+        raise requests.ConnectionError(f"{part.stat().st_size:,} of {whole:,} bytes arrived")
 
 
 def meter(name: str, total: int | None, done: int = 0):
@@ -225,17 +223,17 @@ def meter(name: str, total: int | None, done: int = 0):
 
 
 def download(url, final, copies: int = 1, tries: int = 5, wait: float = 1.0) -> Path:
-    """Fetch `url` to FINAL.part and return that path; goes on where an earlier call stopped.
+    """Download `url` to FINAL.part and return that path; resumes where an earlier call stopped.
 
-    After `tries` failures in a row that brought nothing new, with pauses of `wait` seconds, twice
-    that, and so on, raises InputError; so do refusals (404), web pages and a full disk, at once.
+    Raises InputError after `tries` consecutive attempts that brought no new bytes, with pauses of
+    `wait` seconds, twice that, and so on; refusals (404), web pages and a full disk raise at once.
     """
     part, failures, most = beside(final)[0], 0, 0
     while True:
         try:
             attempt(url, final, copies)
             return part
-        except ValueError as error:  # an error of requests about the address
+        except ValueError as error:  # requests rejects the address
             raise InputError(url, f"is no web address ({error})", "correct --base-url") from error
         except requests.RequestException as error:
             size = part.stat().st_size if part.exists() else 0
@@ -249,7 +247,7 @@ def download(url, final, copies: int = 1, tries: int = 5, wait: float = 1.0) -> 
 
 
 def verified(found, final, url, source, pin: dict) -> dict:
-    """url, bytes, sha256 and date of a file; raises InputError if its sum is not the one due."""
+    """url, bytes, sha256 and date of a file; InputError if the SHA-256 is not the expected one."""
     size, digest = found.stat().st_size, hashlib.sha256()
     with meter(f"check {final.name}", size) as bar, open(found, "rb") as file:
         while block := file.read(BLOCK):
@@ -259,14 +257,14 @@ def verified(found, final, url, source, pin: dict) -> dict:
     if due and digest != due:
         problem = f"has {size:,} bytes and SHA-256 {digest}, not {due}"
         if not source.sha256:
-            problem += f" as on {pin['date']} (if it was changed for good, delete its entry from "
+            problem += f" as on {pin['date']} (if the change is intended, delete its entry from "
             problem += f"{final.with_name('manifest.json')})"
         raise refused(found, final, url, problem)
     return {"url": url, "bytes": size, "sha256": digest, "date": time.strftime("%Y-%m-%d")}
 
 
 def check_table(found, final, url, source):
-    """Raise InputError if a CSV has not the expected number of rows, all as long as its header."""
+    """Raise InputError unless a CSV has the expected number of rows, all as long as its header."""
     try:
         with open(found, newline="", encoding="utf-8-sig") as file:
             rows = [len(row) for row in csv.reader(file) if row]
@@ -278,10 +276,10 @@ def check_table(found, final, url, source):
 
 
 def members(archive, source) -> list:
-    """(entry, path in the new folder) of a zip's files, its own top folder left off.
+    """(entry, path in the new folder) of a zip's files, without its top-level folder.
 
-    Raises BadZipFile for anything but plain files below the top, for two entries of one path, for
-    more than a hundredfold compression, and if the images are not all there.
+    Raises BadZipFile for links, devices, paths that leave the folder, equal names, compression by
+    more than a factor of 100, and a wrong number of images.
     """
     files = []
     for info in archive.infolist():
@@ -312,7 +310,7 @@ def state(folder, source) -> dict:
 
 
 def unpack(found, final, url, source, sha256: str):
-    """Unpack a zip to the folder of its name, which appears only when all is written.
+    """Unpack a zip to the folder of its name, which appears only once it is complete.
 
     Raises InputError if the zip is damaged, unsafe or incomplete, or the disk too small.
     """
@@ -335,13 +333,13 @@ def unpack(found, final, url, source, sha256: str):
 
 
 def unpacked(folder, source, due: str | None) -> bool:
-    """Whether a complete folder is there; raises InputError if it is there but not as it was."""
+    """Whether the folder exists and is complete; InputError if it is incomplete or was changed."""
     if not folder.exists():
         return False
     record, now = read_json(folder / RECORD, {}), state(folder, source)
     problem = f"holds {now['count']:,} of {source.count:,} files {source.pattern}"
     if record and due not in (None, record["sha256"]):
-        problem = "was unpacked from another zip than the one due"
+        problem = "was unpacked from another zip than the expected one"
     elif now["count"] == source.count and record.get("bytes", now["bytes"]) == now["bytes"]:
         return True
     elif now["count"] == source.count:
@@ -350,7 +348,7 @@ def unpacked(folder, source, due: str | None) -> bool:
 
 
 def fetch_one(folder, source, base_url, keep_zips: bool, tries: int, wait: float) -> str:
-    """Bring one source into `folder`; returns what was done. Raises InputError as `fetch`."""
+    """Download one source to `folder`; returns what was done. Raises InputError as `fetch` does."""
     url, final = address(source, base_url), folder / source.file
     manifest, is_zip = read_json(folder / "manifest.json", {}), bool(source.pattern)
     pin, ours = manifest.get(source.file, {}), not final.exists()
@@ -374,10 +372,10 @@ def fetch_one(folder, source, base_url, keep_zips: bool, tries: int, wait: float
 
 
 def fetch(folder, sources=SOURCES, base_url=BASE_URL, keep_zips=False, tries=5, wait=1.0) -> dict:
-    """Bring the sources into `folder`; returns {name: 'fetched', 'unpacked' or 'was there'}.
+    """Download the sources to `folder`; returns {name: 'fetched', 'unpacked' or 'was there'}.
 
-    Raises InputError, which names the file and the remedy: no network, a refusal, a wrong sum, a
-    damaged or unsafe zip, a full disk, a file or folder that differs from what was fetched.
+    Raises InputError, with file and remedy, for: no network, a refusal, a wrong checksum, a damaged
+    or unsafe zip, a full disk, a file or folder that differs from what was downloaded.
     """
     folder, results = resolve(folder), {}
     with disk(folder):
@@ -395,44 +393,8 @@ def fetch(folder, sources=SOURCES, base_url=BASE_URL, keep_zips=False, tries=5, 
     return results
 
 
-def visible(path) -> int:
-    """1 if a mask has a pixel that is not black, else 0; raises InputError without a mask."""
-    try:
-        with Image.open(path) as image:
-            return int(image.convert("L").getbbox() is not None)
-    except (OSError, SyntaxError, ValueError) as error:
-        remedy = f"delete the folder {path.parent} and run python -m lesionlib.data.download"
-        raise InputError(path, f"the mask cannot be read ({error})", remedy) from error
-
-
-def attribute_flags(folder) -> pd.DataFrame:
-    """Columns id and the five attributes (0/1) of ISIC 2018 Task 2, from the downloads' folder.
-
-    Read from the masks once and kept as ISIC2018_Task2_Training_attributes.csv; that table is used
-    as long as its ids are those of the masks, or if there are no masks. Raises InputError if there
-    is neither, or a mask is missing or corrupt.
-    """
-    table = resolve(folder) / "ISIC2018_Task2_Training_attributes.csv"
-    masks = resolve(folder) / "ISIC2018_Task2_Training_GroundTruth_v3"
-    ids = sorted({p.name.split("_attribute_")[0] for p in masks.glob("*_attribute_*.png")})
-    if table.exists():
-        flags = pd.read_csv(table)
-        if {"id", *ATTRIBUTES} <= set(flags) and (not ids or sorted(flags["id"]) == ids):
-            return flags[["id", *ATTRIBUTES]]
-    if not ids:
-        raise InputError(masks, "no attribute masks", "run python -m lesionlib.data.download")
-    paths = [masks / f"{i}_attribute_{name}.png" for i in ids for name in ATTRIBUTES]
-    with ThreadPoolExecutor() as pool:
-        found = list(progress(pool.map(visible, paths), desc="attributes", total=len(paths)))
-    flags = pd.DataFrame(np.reshape(found, (len(ids), -1)), columns=ATTRIBUTES)
-    flags.insert(0, "id", ids)
-    with disk(table):
-        write_csv(table, flags)
-    return flags
-
-
 def chosen(names) -> list[Source]:
-    """The sources of these names, all without names; raises InputError for an unknown one."""
+    """The sources of these names (all if none are given); InputError for an unknown one."""
     known = [source.name for source in SOURCES]
     for name in set(names or []) - set(known):
         remedy = f"use {', '.join(known)}; DIR goes before --only"
@@ -445,9 +407,11 @@ def main(arguments=None) -> int:
     options = argparse.ArgumentParser(prog="python -m lesionlib.data.download", description=__doc__)
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("folder", nargs="?", default="data/isic", metavar="DIR")
-    options.add_argument("--only", nargs="+", metavar="NAME", help="these (see --list); DIR first")
-    options.add_argument("--list", action="store_true", help="name the sources and end")
-    options.add_argument("--base-url", default=BASE_URL, help=f"a mirror, such as {MIRROR}")
+    options.add_argument(
+        "--only", nargs="+", metavar="NAME", help="only these (see --list); DIR first"
+    )
+    options.add_argument("--list", action="store_true", help="list the sources and exit")
+    options.add_argument("--base-url", default=BASE_URL, help=f"a mirror, for example {MIRROR}")
     options.add_argument("--keep-zips", action="store_true", help="keep zips after unpacking")
     given = options.parse_args(arguments)
     try:
@@ -463,10 +427,10 @@ def main(arguments=None) -> int:
         print(f"Ready in {resolve(given.folder)}; set isic_root to it, with source: isic.")
         return 0
     except InputError as error:
-        print(f"fetch: {error}", file=sys.stderr)
+        print(f"download: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("fetch: interrupted; run this again to go on from here", file=sys.stderr)
+        print("download: interrupted; run this again to resume", file=sys.stderr)
         return 130
 
 

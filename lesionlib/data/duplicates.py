@@ -1,4 +1,8 @@
-"""Pictures that are there twice, and groups of pictures that belong together."""
+"""Near-duplicates: pictures that occur twice, and the groups of pictures that they form.
+
+`near_duplicates` compares a set with itself, `groups` joins its result with the lesion ids, and
+`copies` searches generated (or other) images for real ones.
+"""
 
 import cv2
 import imagehash
@@ -10,27 +14,27 @@ from scipy.sparse.csgraph import connected_components
 
 from lesionlib.engine.progress import progress
 
-PAIRS = ["a", "b", "same"]  # columns of a list of near-duplicates
-HASH_BITS = 16  # candidates differ in at most so many of the 64 bits of their perceptual hashes
-LIKENESS = 0.89  # and correlate at least so much at SMALL x SMALL pixels
-SAME = 0.86  # near-duplicates correlate at least so much in detail once they are aligned
+PAIRS = ["a", "b", "same"]  # columns of a table of near-duplicates: two row numbers, correlation
+HASH_BITS = 16  # most bits, of 64, in which perceptual hashes of candidates differ
+LIKENESS = 0.89  # least correlation of candidates at SMALL x SMALL pixels
+SAME = 0.86  # least correlation of detail, after alignment, of near-duplicates
 SMALL, SIDE = 32, 64  # pixels per side for candidates and for the confirmation
-DETAIL = 2.0  # pixels at SIDE: standard deviation of the blur that is taken off
+DETAIL = 2.0  # pixels at SIDE: standard deviation of the blur that is subtracted
 
 
 def orientations(picture: np.ndarray) -> list[np.ndarray]:
-    """The picture (S, S, …) under the eight flips and quarter turns, itself first."""
+    """The picture (S, S, …) under the eight flips and quarter turns, the identity first."""
     turned = [np.rot90(picture, k) for k in range(4)]
     return [np.ascontiguousarray(t) for t in turned + [t[:, ::-1] for t in turned]]
 
 
 def _bits(picture) -> np.ndarray:
-    """The perceptual hash (DCT, 64 bits) as -1 and 1: products of two count agreeing bits."""
+    """The perceptual hash (DCT, 64 bits) as -1 and 1: a product counts equal minus unequal bits."""
     return np.where(imagehash.phash(Image.fromarray(picture)).hash.ravel(), 1, -1)
 
 
 def _unit(picture) -> np.ndarray:
-    """Pixels less each channel's mean, scaled to length 1: products of two are correlations."""
+    """Pixels minus each channel's mean, scaled to length 1: products are correlations."""
     values = picture - picture.mean(axis=(0, 1), dtype=np.float32)
     return (values / max(np.linalg.norm(values), 1e-6)).ravel()
 
@@ -40,7 +44,7 @@ def _shrunk(picture, side) -> np.ndarray:
 
 
 def _candidates(images) -> list[tuple[int, int, int]]:
-    """Pairs (i, j) and the orientation of j in which both resemble each other; i < j."""
+    """Pairs i < j that resemble each other, and the orientation of j in which they do."""
     small = [_shrunk(image, SMALL) for image in progress(images, desc="perceptual hashes")]
     bits = np.stack([_bits(picture) for picture in small]).astype(np.float32)
     vectors = np.stack([_unit(picture) for picture in small])
@@ -67,9 +71,9 @@ def _detail(grey) -> np.ndarray:
 def detail_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Correlation of the fine detail of two pictures (S, S, 3) uint8 once they are aligned.
 
-    An affine registration (ECC; Evangelidis & Psarakis 2008) allows for another crop; the
-    corners, where instruments leave dark frames, do not count. The unregistered value is
-    returned where that is larger.
+    An affine registration (ECC; Evangelidis & Psarakis 2008) compensates for a different crop; the
+    corners, where instruments leave dark frames, are excluded. If the value without registration
+    is larger, that is returned.
     """
     fixed, moving = _grey(_shrunk(one, SIDE)), _grey(_shrunk(other, SIDE))
     rows, columns = np.indices((SIDE, SIDE)) - (SIDE - 1) / 2
@@ -93,10 +97,10 @@ def detail_correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def near_duplicates(images: np.ndarray) -> pd.DataFrame:
-    """Pairs of images (N, S, S, 3) uint8 that show the same picture: rows a < b and `same`.
+    """Pairs of images (N, S, S, 3) uint8 that show the same picture: columns a < b and same.
 
-    Candidates agree in perceptual hash and in coarse pixels, in any of eight orientations; they
-    are confirmed by `detail_correlation` of at least SAME. Robust to flips, quarter turns,
+    Candidates agree in perceptual hash and in coarse pixels in one of eight orientations; they are
+    confirmed by a `detail_correlation` of at least SAME. Robust to flips, quarter turns,
     compression, resizing, colour correction and small crops.
     """
     pairs = [
@@ -107,7 +111,10 @@ def near_duplicates(images: np.ndarray) -> pd.DataFrame:
 
 
 def groups(table: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
-    """A number per row (n,): equal for rows of one lesion_id or joined by near-duplicates."""
+    """A group number per row (n,): equal for rows with one lesion_id or joined by near-duplicates.
+
+    `table` has a column lesion_id (may be empty); `pairs` is from `near_duplicates`.
+    """
     n = len(table)
     lesions = table["lesion_id"].fillna("")
     first = {}
@@ -121,8 +128,8 @@ def groups(table: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
 def copies(real: np.ndarray, made: np.ndarray) -> pd.DataFrame:
     """Generated images (m, S, S, 3) that show the same picture as a real one (n, S, S, 3).
 
-    Columns made, real (row numbers) and same (correlation of detail); by `split.near_duplicates`,
-    which sees through flips, quarter turns, recompression, recolouring and small crops.
+    Columns made and real (row numbers) and same (correlation of detail). Found by
+    `near_duplicates`, despite flips, quarter turns, recompression, recolouring and small crops.
     """
     pairs = near_duplicates(np.concatenate([real, made]))
     across = pairs[(pairs["a"] < len(real)) & (pairs["b"] >= len(real))]

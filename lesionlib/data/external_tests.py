@@ -1,4 +1,8 @@
-"""Further test sets: read like any other pairs, and never trained on."""
+"""External test sets: read and curated like the study's own pairs, and never trained on.
+
+A set is a folder with images/ and masks/, or IMAGES:MASKS (`catalogue.pair_folders`). Notebook 01
+reads each into data/external/NAME of the run; notebook 06 evaluates on it.
+"""
 
 from pathlib import Path
 
@@ -11,13 +15,13 @@ from lesionlib.engine.files import resolve, write_csv, write_npy
 from lesionlib.engine.provenance import digest, record
 
 
-def read_pairs(where, size: int, fit: str, work, bad_inputs: str = "skip"):
-    """Table (id, image, mask, …) of the usable pairs of `where`, images (n, size, size, 3), masks.
+def read_pairs(source, size: int, fit: str, work, bad_inputs: str = "skip"):
+    """Table (id, image, mask, …), images (n, size, size, 3) and masks of the usable pairs of a set.
 
-    Read as any other pairs are (`curation`); what cannot be used is printed. InputError if nothing
-    can.
+    Curated in the folder `work` like any other pairs (`curation.curate`); unusable pairs are named
+    in a WARNING. InputError if no pair is usable.
     """
-    images, masks = catalogue.pair_folders(where)
+    images, masks = catalogue.pair_folders(source)
     found = catalogue.read_folders(images, masks, "")
     table = curation.curate(found.table, size, work, fit, bad_inputs, fewest=1)
     for reason in table["reason"][table["status"] != "used"]:
@@ -26,14 +30,14 @@ def read_pairs(where, size: int, fit: str, work, bad_inputs: str = "skip"):
     return used, *(np.load(Path(work) / name) for name in ("images.npy", "masks.npy"))
 
 
-def read(run, name: str, where, study, *, fit: str, bad_inputs: str = "skip"):
-    """Read a further test set into data/external/NAME of a run; returns how many pairs it has.
+def read(run, name: str, source, study, *, fit: str, bad_inputs: str = "skip") -> int:
+    """Read an external test set into data/external/NAME of a run; returns its number of pairs.
 
-    Pictures that the study has too, by id or by `duplicates.copies`, are left out, with a
-    warning: parts of ISIC 2016 and 2017 are in ISIC 2018. InputError if none is left.
+    Pictures that are also in the study, by id or by `duplicates.copies`, are left out with a
+    WARNING: parts of ISIC 2016 and 2017 are in ISIC 2018. InputError if none is left.
     """
     folder = resolve(run) / "data" / "external" / name
-    table, images, _ = read_pairs(where, study.images.shape[1], fit, folder / "pixels", bad_inputs)
+    table, images, _ = read_pairs(source, study.images.shape[1], fit, folder / "pixels", bad_inputs)
     known = table["id"].isin(study.table["id"]).to_numpy(copy=True)
     known[duplicates.copies(study.images, images)["made"].astype(int)] = True
     if known.any():
@@ -43,7 +47,7 @@ def read(run, name: str, where, study, *, fit: str, bad_inputs: str = "skip"):
             f"itself, {first} among them; they are left out"
         )
     if known.all():
-        raise InputError(where, "all of its pictures are in the study", "give another test set")
+        raise InputError(source, "all of its pictures are in the study", "give another test set")
     left = table[~known].reset_index(drop=True)
     write_npy(folder / "images.npy", images[~known])
     dataset.save_originals(folder / "originals.npz", left, fit)
@@ -53,7 +57,7 @@ def read(run, name: str, where, study, *, fit: str, bad_inputs: str = "skip"):
 
 
 def load(run, name: str):
-    """Images (n, S, S, 3), masks at their own resolution, and ids of a further test set."""
+    """Images (n, S, S, 3), masks at full resolution, and ids of an external test set."""
     folder = resolve(run) / "data" / "external" / name
     ids = pd.read_csv(folder / "index.csv", dtype=str)["id"]
     return np.load(folder / "images.npy"), dataset.originals(folder / "originals.npz", ids), ids

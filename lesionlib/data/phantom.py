@@ -1,13 +1,13 @@
 """Procedural dermoscopic images with exact lesion masks: the study's embedded data.
 
-Nothing here is a photograph. Skin is a colour times exp(-density x absorption), as light that
-crosses pigment: melanin that lies high and thick looks black, thin brown, deep blue-grey. Every
-visual feature is one function named by its term in dermoscopy. Lengths are given in pixels of
-a 256 px image and scaled; smaller images are the 256 px scene averaged down.
+Nothing here is a photograph. Skin is a colour times exp(-density x absorption), like light that
+crosses pigment: dense superficial melanin looks black, thin brown, deep blue-grey. Every visual
+feature is one function named by its term in dermoscopy. Lengths are given in pixels of a 256 px
+image and scaled; smaller images are the 256 px scene, downsampled by area averaging.
 
-The frequencies lean on 2,594 ISIC training images (1866 nevi, 519 melanomas, 208 benign
-keratoses), but the two rarer diagnoses are boosted to .22 and .18, and the rarer attributes
-somewhat too, since a default set of a few hundred images would else hold a handful of each.
+The frequencies are based on 2,594 ISIC training images (1866 nevi, 519 melanomas, 208 benign
+keratoses), but the two rarer diagnoses are raised to .22 and .18, and the rarer attributes
+somewhat too; otherwise a default set of a few hundred images would hold only a handful of each.
 """
 
 import multiprocessing
@@ -15,52 +15,43 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
+from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import atomic_write, read_json, write_csv, write_json
 from lesionlib.engine.progress import progress
 
 DIAGNOSES = {"nevus": 0.60, "melanoma": 0.22, "benign keratosis": 0.18}
-ATTRIBUTES = ("pigment_network", "negative_network", "streaks", "milia_like_cyst", "globules")
 SITES = ("anterior torso", "posterior torso", "lower extremity", "upper extremity", "head/neck")
-# per diagnosis: P(attribute), P(site), age mean and standard deviation, all near ISIC's
+# per diagnosis: P(attribute), P(site), age mean and standard deviation, all close to ISIC's
 PATIENTS = {
     "nevus": ((0.68, 0.08, 0.06, 0.18, 0.28), (0.22, 0.33, 0.22, 0.16, 0.07), 42, 18),
     "melanoma": ((0.66, 0.18, 0.20, 0.18, 0.32), (0.15, 0.22, 0.18, 0.28, 0.17), 62, 15),
     "benign keratosis": ((0.12, 0.03, 0.02, 0.75, 0.04), (0.17, 0.13, 0.14, 0.17, 0.39), 65, 12),
 }
-# one random stream per feature: leaving out one feature changes nothing else of the image
+# one random stream per feature: omitting a feature changes nothing else in the image
 STREAMS = ("labels", "tables", "skin", "shape", "pigment", *ATTRIBUTES, "hair", "extras", "noise")
-SKINS = np.array(
-    [
-        (228, 214, 200),
-        (196, 170, 162),
-        (226, 178, 178),
-        (193, 165, 180),
-        (212, 188, 150),
-        (205, 160, 125),
-        (190, 168, 150),
-        (172, 124, 92),
-        (135, 95, 72),
-        (226, 128, 118),
-    ],
-    np.float32,
-)  # pale, rosy grey, pink, lilac, yellowish, tan, beige, brown, dark, flushed
+# pale, rosy grey, pink, lilac, yellowish, tan, beige, brown, dark, flushed
+SKINS = np.float32([
+    (228, 214, 200), (196, 170, 162), (226, 178, 178), (193, 165, 180), (212, 188, 150),
+    (205, 160, 125), (190, 168, 150), (172, 124, 92), (135, 95, 72), (226, 128, 118),
+])  # fmt: skip
 SKIN_SHARES = (0.18, 0.16, 0.14, 0.10, 0.10, 0.10, 0.10, 0.05, 0.03, 0.04)
 BROWN = np.array([0.39, 0.80, 1.14], np.float32)  # absorption of melanin in R, G, B
-BLUE = np.array([1.00, 0.80, 0.62], np.float32)  # melanin seen through the scattering dermis
+BLUE = np.array([1.00, 0.80, 0.62], np.float32)  # melanin seen through scattering dermis
 SOOT = np.array([0.85, 1.00, 1.00], np.float32)  # melanin so dense that no hue is left
 BLOOD = np.array([0.12, 0.75, 0.62], np.float32)  # absorption of haemoglobin
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """An image, its exact lesion, and what a clinician would have noted."""
+    """An image, its exact lesion mask, and the labels a clinician would have recorded."""
 
     image: np.ndarray  # (size, size, 3) uint8 RGB
     mask: np.ndarray  # (size, size) uint8, 1 = lesion
@@ -91,7 +82,7 @@ def draw_labels(rng: np.random.Generator) -> dict:
     }
 
 
-# ---- building blocks ------------------------------------------------------------------------
+# ---- building blocks -------------------------------------------------------------------------
 
 
 def noise(rng, size, cells, octaves=1, gain=0.55):
@@ -102,15 +93,13 @@ def noise(rng, size, cells, octaves=1, gain=0.55):
         shape = [max(int(n * 2**octave), 1) + 4 for n in (rows, cols)]
         grid = rng.standard_normal(shape, np.float32)
         step = [n * 2**octave / size for n in (cols, rows)]
-        origin = [1.5 + step[0] / 2, 1.5 + step[1] / 2]  # the margin hides cubic edge effects
+        origin = [
+            1.5 + step[0] / 2,
+            1.5 + step[1] / 2,
+        ]  # the margin hides edge effects of the cubic interpolation
         affine = np.array([[step[0], 0, origin[0]], [0, step[1], origin[1]]])
-        total += gain**octave * cv2.warpAffine(
-            grid,
-            affine,
-            (size, size),
-            flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REFLECT,
-        )
+        flags = dict(flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+        total += gain**octave * cv2.warpAffine(grid, affine, (size, size), **flags)
     return total / (total.std() + 1e-6)
 
 
@@ -132,13 +121,12 @@ def patch(rng, mask, share, cells=3.0, soft=0.35):
 
 def solid(binary):
     """The largest component of a binary image without its holes, as uint8 0/1."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        binary.astype(np.uint8), connectivity=4
-    )
+    binary = binary.astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=4)
     if count < 2:
         return np.zeros(binary.shape, np.uint8)
     largest = labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
-    # a hole is background that no path along the sides joins with the outside
+    # holes are background that is not 4-connected to the outside
     padded = np.pad((~largest).astype(np.uint8), 1, constant_values=1)
     _, background = cv2.connectedComponents(padded, connectivity=4)
     return (background[1:-1, 1:-1] != background[0, 0]).astype(np.uint8)
@@ -152,7 +140,7 @@ def signed_distance(mask):
 
 def honeycomb(rng, size, spacing, width):
     """Lines (size, size) in 0..1 between jittered hexagonal cells `spacing` px apart."""
-    fine = 2 * size  # cell walls are found at twice the resolution, against stairs
+    fine = 2 * size  # twice the resolution avoids staircase artefacts
     step = 2 * spacing
     y, x = np.mgrid[0 : fine + step : step * 0.87, 0 : fine + step : step]
     x[1::2] += step / 2
@@ -160,21 +148,18 @@ def honeycomb(rng, size, spacing, width):
     points = points.astype(int)[:, ((points >= 0) & (points < fine)).all(0)]
     seeds = np.ones((fine, fine), np.uint8)
     seeds[points[1], points[0]] = 0
-    _, label = cv2.distanceTransformWithLabels(
-        seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
+    by_pixel = dict(labelType=cv2.DIST_LABEL_PIXEL)
+    _, label = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, **by_pixel)
     wall = np.ones((fine, fine), np.uint8)
     wall[:-1, :-1] = (label[:-1, :-1] == label[1:, :-1]) & (label[:-1, :-1] == label[:-1, 1:])
     away = cv2.distanceTransform(wall, cv2.DIST_L2, 5)
-    lines = cv2.resize(
-        np.exp(-((away / (2 * width)) ** 2)), (size, size), interpolation=cv2.INTER_AREA
-    )
+    dark = np.exp(-((away / (2 * width)) ** 2))
+    lines = cv2.resize(dark, (size, size), interpolation=cv2.INTER_AREA)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     bend = [0.35 * spacing * noise(rng, size, size / spacing / 4) for _ in "xy"]
-    lines = cv2.remap(
-        lines, x + bend[0], y + bend[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-    )
-    return lines * np.clip(0.75 + 0.3 * noise(rng, size, 20, 2), 0, 1)  # walls of uneven ink
+    x, y, border = x + bend[0], y + bend[1], cv2.BORDER_REFLECT
+    lines = cv2.remap(lines, x, y, cv2.INTER_LINEAR, borderMode=border)
+    return lines * np.clip(0.75 + 0.3 * noise(rng, size, 20, 2), 0, 1)  # walls of uneven darkness
 
 
 def strokes(size, draw, scale=3):
@@ -182,6 +167,16 @@ def strokes(size, draw, scale=3):
     canvas = np.zeros((size * scale, size * scale), np.uint8)
     draw(canvas, scale)
     return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA) / np.float32(255)
+
+
+def draw_line(canvas, one, other, width):
+    """Draw a smooth line of at least 1 px on a uint8 canvas."""
+    cv2.line(canvas, one, other, 255, max(width, 1), cv2.LINE_AA)
+
+
+def draw_ellipse(canvas, centre, axes, turn, stop=360, width=-1):
+    """Draw a smooth ellipse, or its arc of `stop` degrees, on a uint8 canvas; -1 fills it."""
+    cv2.ellipse(canvas, centre, axes, turn, 0, stop, 255, width, cv2.LINE_AA)
 
 
 def over(image, alpha, colour):
@@ -204,22 +199,12 @@ def spots(rng, mask, count, radius, soft=0.6):
     def draw(canvas, k):
         for y, x, r in rows:
             axes = (max(round(k * r), 1), max(round(k * r * rng.uniform(0.75, 1)), 1))
-            cv2.ellipse(
-                canvas,
-                (int(k * x), int(k * y)),
-                axes,
-                rng.uniform(0, 180),
-                0,
-                360,
-                255,
-                -1,
-                cv2.LINE_AA,
-            )
+            draw_ellipse(canvas, (int(k * x), int(k * y)), axes, rng.uniform(0, 180))
 
     return blur(strokes(size, draw), soft * radius * 0.6)
 
 
-# ---- skin and the shape of the lesion -------------------------------------------------------
+# ---- skin and the shape of the lesion --------------------------------------------------------
 
 
 def furrows(rng, size):
@@ -253,15 +238,14 @@ def skin(rng, size):
 
 
 def lesion_shape(rng, size, diagnosis):
-    """Lesion mask (size, size) uint8 of 3-60 % of the image, with ragged border."""
+    """Lesion mask (size, size) uint8 of 3-60 % of the image, with a ragged border."""
     rough, waves = {
         "nevus": (0.09, 0.04),
         "melanoma": (0.17, 0.11),
         "benign keratosis": (0.10, 0.06),
     }[diagnosis]
-    area = np.clip(
-        np.exp(rng.normal(*{"melanoma": (-1.5, 0.7)}.get(diagnosis, (-1.95, 0.75)))), 0.04, 0.56
-    )
+    log_area = {"melanoma": (-1.5, 0.7)}.get(diagnosis, (-1.95, 0.75))  # mean, deviation
+    area = np.clip(np.exp(rng.normal(*log_area)), 0.04, 0.56)
     radius = np.sqrt(area / np.pi)
     slack = max(0.42 - radius, 0.02) if rng.random() > 0.1 else 0.5  # a tenth may leave the image
     cy, cx = 0.5 + np.clip(rng.normal(0, 0.4, 2), -1, 1) * slack
@@ -271,16 +255,14 @@ def lesion_shape(rng, size, diagnosis):
     v = (np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx)) / np.sqrt(aspect) / radius
     angle, rho = np.arctan2(v, u), np.hypot(u, v)
     for order in range(2, 7):
-        rho = rho * (
-            1
-            + rng.normal(0, waves) / order**0.5 * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
-        )
-    # noise of a wavelength near the radius bends the border, its octaves fray it
+        height, phase = rng.normal(0, waves) / order**0.5, rng.uniform(0, 2 * np.pi)
+        rho = rho * (1 + height * np.cos(order * angle + phase))
+    # noise with a wavelength near the radius bends the border, its octaves fray it
     level = rough * rng.uniform(0.6, 1.5) * noise(rng, size, 0.8 / radius, 5, 0.52) - rho
     return solid(level > np.quantile(level, 1 - area))
 
 
-# ---- what is inside the lesion --------------------------------------------------------------
+# ---- structures inside the lesion ------------------------------------------------------------
 
 
 def pigment(rng, mask, diagnosis):
@@ -289,7 +271,7 @@ def pigment(rng, mask, diagnosis):
     distance = signed_distance(mask)
     fuzzy = {"nevus": (1.2, 6), "melanoma": (1.0, 5), "benign keratosis": (0.6, 1.8)}[diagnosis]
     width = unit * rng.uniform(*fuzzy) * np.exp(0.5 * noise(rng, size, 4))
-    fray = 0.6 * noise(rng, size, 30, 3, 0.7) - 0.6  # the mask takes in the fading rim
+    fray = 0.6 * noise(rng, size, 30, 3, 0.7) - 0.6  # the mask includes the fading rim
     border = sigmoid(distance / width + fray)
     depth = np.clip(distance / (distance.max() + 1e-6), 0, 1)
     base, spread, shades = {
@@ -313,7 +295,9 @@ def pigment_network(rng, density, mask):
     where = patch(rng, mask, rng.uniform(0.55, 0.95)) * (0.8 + 0.25 * noise(rng, len(mask), 12))
     where = np.clip(where, 0, 1)
     density = density * (1 + where * rng.uniform(0.55, 0.9) * (1.8 * lines - 0.7))
-    return density + 0.25 * where * lines * np.minimum(2 * density, 1)  # faint lesions show it too
+    return density + 0.25 * where * lines * np.minimum(
+        2 * density, 1
+    )  # visible in faint lesions, too
 
 
 def negative_network(rng, density, mask):
@@ -347,17 +331,8 @@ def streaks(rng, mask):
             inward = inward + rng.normal(0, 0.15, 2)
             steps = unit * np.linspace(-rng.uniform(2, 8), rng.uniform(3, 10), 8)
             path = ((x, y) + steps[:, None] * inward) * k
-            for i, (a, b) in enumerate(
-                zip(path[:-1].astype(int), path[1:].astype(int), strict=True)
-            ):
-                cv2.line(
-                    canvas,
-                    a.tolist(),
-                    b.tolist(),
-                    255,  # tapering outward
-                    max(round(k * unit * (0.8 + 0.18 * i)), 1),
-                    cv2.LINE_AA,
-                )
+            for i, (a, b) in enumerate(pairwise(path.astype(int).tolist())):
+                draw_line(canvas, a, b, round(k * unit * (0.8 + 0.18 * i)))  # tapering outward
 
     return blur(strokes(size, draw), 0.8 * unit)
 
@@ -382,14 +357,9 @@ def cerebriform(rng, density, mask):
 
 def colours(rng, density, mask, diagnosis):
     """Absorption (N, N, 3) of the density: one brown or two, waxy yellow, grey or reddish."""
-    tint = {
-        "nevus": (0.0, 0.0, 0.0),
-        "melanoma": (0.05, 0.02, -0.06),
-        "benign keratosis": rng.choice(
-            [(0.0, -0.1, 0.12), (0.16, 0.03, -0.08), (-0.05, 0.0, -0.04)]
-        ),
-    }[diagnosis]
-    first = BROWN + tint + rng.normal(0, (0.05, 0.05, 0.07), 3)
+    waxy = rng.choice([(0.0, -0.1, 0.12), (0.16, 0.03, -0.08), (-0.05, 0.0, -0.04)])
+    tints = {"nevus": (0.0, 0.0, 0.0), "melanoma": (0.05, 0.02, -0.06), "benign keratosis": waxy}
+    first = BROWN + tints[diagnosis] + rng.normal(0, (0.05, 0.05, 0.07), 3)
     second = first + rng.normal(0, 0.08, 3) + (0.06, 0, -0.06)
     blend = sigmoid(2 * noise(rng, len(mask), 4, 2))[..., None]
     return density[..., None] * (first + blend * (second - first)).astype(np.float32)
@@ -406,17 +376,14 @@ def melanoma_colours(rng, image, border, mask):
         elif part == "red":
             image = image * np.exp(-rng.uniform(0.4, 0.8) * where[..., None] * BLOOD)
         elif part == "veil":
-            image = over(
-                image * np.exp(-0.5 * where[..., None] * BLUE),
-                rng.uniform(0.35, 0.6) * where,
-                (104, 106, 122),
-            )
+            image = image * np.exp(-0.5 * where[..., None] * BLUE)
+            image = over(image, rng.uniform(0.35, 0.6) * where, (104, 106, 122))
         else:
             image = over(image, rng.uniform(0.5, 0.8) * where, (205, 178, 172))
     return image
 
 
-# ---- what lies on top -----------------------------------------------------------------------
+# ---- hair and artefacts on top ---------------------------------------------------------------
 
 
 def hair_curves(rng, size, count, length, bend, thick):
@@ -429,9 +396,8 @@ def hair_curves(rng, size, count, length, bend, thick):
             reach = rng.uniform(0.5, 1.3) * np.array([np.cos(angle), np.sin(angle)])
             arc = t * reach + 2 * t * (1 - t) * (1 + t) * rng.normal(0, bend, 2)
             pixels = ((rng.uniform(-0.1, 1.1, 2) + length * arc) * size * k).astype(int).tolist()
-            for i, (a, b) in enumerate(zip(pixels[:-1], pixels[1:], strict=True)):
-                width = k * thick * (1.2 - 0.9 * i / len(pixels))
-                cv2.line(canvas, a, b, 255, max(round(width), 1), cv2.LINE_AA)
+            for i, (a, b) in enumerate(pairwise(pixels)):
+                draw_line(canvas, a, b, round(k * thick * (1.2 - 0.9 * i / len(pixels))))
 
     return strokes(size, draw)
 
@@ -446,9 +412,8 @@ def hair(rng, image):
         "many": (10, 34, 0.8, 0.5),
         "stubble": (30, 90, 0.035, 0.1),
     }[kind]
-    alpha = hair_curves(
-        rng, size, rng.integers(low, high), length, bend, unit * rng.uniform(0.45, 1.15)
-    )
+    count, thick = rng.integers(low, high), unit * rng.uniform(0.45, 1.15)
+    alpha = hair_curves(rng, size, count, length, bend, thick)
     dark = np.array((34, 25, 22)) + rng.random() * np.array((80, 50, 28))  # black to brown
     shaded = image * (1 - 0.18 * blur(alpha, 2 * unit)[..., None])
     if kind != "stubble" and rng.random() < 0.2:
@@ -467,27 +432,13 @@ def ruler(rng, image):
         left, ticks = rng.uniform(0.04, 0.96 - length), 10 if bar else rng.integers(8, 16)
         for i, x in enumerate(np.linspace(left, left + length, ticks + 1)):
             tall = (0.03 if i % 5 == 0 else 0.02) if bar else 0.045
-            cv2.line(
-                canvas,
-                (int(x * full), int(y * full)),
-                (int(x * full), int((y - tall) * full)),
-                255,
-                pen if bar else 2 * pen,
-                cv2.LINE_AA,
-            )
+            foot, top = (int(x * full), int(y * full)), (int(x * full), int((y - tall) * full))
+            draw_line(canvas, foot, top, pen if bar else 2 * pen)
         if bar:
             ends = [(int(x * full), int(y * full)) for x in (left, left + length)]
-            cv2.line(canvas, *ends, 255, pen, cv2.LINE_AA)
-            cv2.putText(
-                canvas,
-                "mm",
-                (ends[0][0], ends[0][1] + full // 28),
-                cv2.FONT_HERSHEY_SIMPLEX,
-                full / 1300,
-                255,
-                pen,
-                cv2.LINE_AA,
-            )
+            draw_line(canvas, *ends, pen)
+            below, font = (ends[0][0], ends[0][1] + full // 28), cv2.FONT_HERSHEY_SIMPLEX
+            cv2.putText(canvas, "mm", below, font, full / 1300, 255, pen, cv2.LINE_AA)
         turn = cv2.getRotationMatrix2D((full / 2, full / 2), 90 * side + tilt, 1)
         canvas[:] = cv2.warpAffine(canvas, turn, (full, full))
 
@@ -498,24 +449,15 @@ def gel_bubbles(rng, image):
     """Image with air bubbles in the contact gel: thin rings, bright on one side."""
     size = len(image)
 
-    def draw(canvas, k, start=0, stop=360):
+    def draw(canvas, k, stop=360):
         for (x, y), r in zip(centres, radii, strict=True):
-            cv2.ellipse(
-                canvas,
-                (int(x * k), int(y * k)),
-                (int(r * k), int(r * k * 0.9)),
-                turn,
-                start,
-                stop,
-                255,
-                max(k * size // 256, 1),
-                cv2.LINE_AA,
-            )
+            centre, axes, width = (int(x * k), int(y * k)), (int(r * k), int(r * k * 0.9)), k * size
+            draw_ellipse(canvas, centre, axes, turn, stop, max(width // 256, 1))
 
     count, turn = rng.integers(2, 12), rng.uniform(0, 360)
     centres, radii = rng.uniform(0, size, (count, 2)), size * rng.gamma(3, 0.005, count) + 1
     image = over(image, 0.4 * strokes(size, draw), (120, 100, 95))
-    return over(image, 0.75 * strokes(size, partial(draw, start=0, stop=130)), (250, 248, 245))
+    return over(image, 0.75 * strokes(size, partial(draw, stop=130)), (250, 248, 245))
 
 
 def specular(rng, image, mask):
@@ -536,12 +478,12 @@ def vignette(rng, image):
     return image
 
 
-# ---- whole images ---------------------------------------------------------------------------
+# ---- whole images ----------------------------------------------------------------------------
 
 
 def paint(labels: dict, rngs: dict, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Image (size, size, 3) uint8 and mask (size, size) uint8 0/1 of `draw_labels`' labels."""
-    canvas = max(size, 256)  # fine structures are drawn fine, then averaged down
+    canvas = max(size, 256)  # fine structures are drawn at 256 px, then downsampled
     diagnosis, flags = labels["diagnosis"], labels["attributes"]
     mask = lesion_shape(rngs["shape"], canvas, diagnosis)
     rays = streaks(rngs["streaks"], mask) if flags["streaks"] else np.zeros(mask.shape)
@@ -549,9 +491,8 @@ def paint(labels: dict, rngs: dict, size: int) -> tuple[np.ndarray, np.ndarray]:
     image = lesion_on_skin(labels, rngs, mask, rays)
     image = dress(rngs["extras"], hair(rngs["hair"], image), mask)
     image = blur(image, rngs["noise"].uniform(0.3, 0.7) * canvas / 256)
-    image += rngs["noise"].uniform(0.8, 2.2) * rngs["noise"].standard_normal(
-        (canvas, canvas, 1), np.float32
-    )
+    strength, grain = rngs["noise"].uniform(0.8, 2.2), (canvas, canvas, 1)
+    image += strength * rngs["noise"].standard_normal(grain, np.float32)
     if size < canvas:
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
         share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
@@ -565,13 +506,9 @@ def lesion_on_skin(labels, rngs, mask, rays):
     density = pigment(rng, mask, diagnosis)
     if diagnosis == "benign keratosis":
         density = cerebriform(rng, density, mask)
-    for name, feature in (
-        ("pigment_network", pigment_network),
-        ("globules", globules),
-        ("negative_network", negative_network),
-    ):
-        if flags[name]:
-            density = feature(rngs[name], density, mask)
+    for feature in (pigment_network, globules, negative_network):
+        if flags[feature.__name__]:
+            density = feature(rngs[feature.__name__], density, mask)
     density = density + 0.8 * rays * density[mask > 0].mean() ** 0.5
     density = np.maximum(density, 0).astype(np.float32)
     image = skin(rngs["skin"], len(mask)) * np.exp(-colours(rng, density, mask, diagnosis))
@@ -586,12 +523,8 @@ def lesion_on_skin(labels, rngs, mask, rays):
 
 def dress(rng, image, mask):
     """Image with some of: ruler, bubbles, glints, vignette."""
-    for chance, feature in (
-        (0.3, ruler),
-        (0.2, gel_bubbles),
-        (0.2, partial(specular, mask=mask)),
-        (1.0, vignette),
-    ):
+    glints = partial(specular, mask=mask)
+    for chance, feature in ((0.3, ruler), (0.2, gel_bubbles), (0.2, glints), (1.0, vignette)):
         if rng.random() < chance:
             image = feature(rng, image)
     return image
@@ -605,12 +538,12 @@ def sample(index: int, size: int = 256, seed: int = 0) -> Phantom:
     return Phantom(image, mask, **labels)
 
 
-# ---- a folder in ISIC's layout --------------------------------------------------------------
+# ---- a folder in ISIC's layout ---------------------------------------------------------------
 
 
 def write_pair(index, folder, size, seed):
     """Write image and mask of one index into ISIC's folders unless both exist."""
-    name = f"ISIC_{9000000 + index}"  # real ids end well below
+    name = f"ISIC_{9000000 + index}"  # real ids are well below
     image = folder / "ISIC2018_Task1-2_Training_Input" / f"{name}.jpg"
     mask = folder / "ISIC2018_Task1_Training_GroundTruth" / f"{name}_segmentation.png"
     if image.exists() and mask.exists():
@@ -618,16 +551,15 @@ def write_pair(index, folder, size, seed):
     phantom = sample(index, size, seed)
     if not image.exists():
         with atomic_write(image) as path:
-            path.write_bytes(
-                cv2.imencode(".jpg", phantom.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-            )
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
+            path.write_bytes(cv2.imencode(".jpg", phantom.image[..., ::-1], quality)[1])
     if not mask.exists():
         with atomic_write(mask) as path:
             path.write_bytes(cv2.imencode(".png", phantom.mask * 255)[1])
 
 
 def tables(n, seed):
-    """The tables of ISIC 2017-2019 (file name -> DataFrame) for n phantoms, with their gaps."""
+    """The tables of ISIC 2017-2019 (file name -> DataFrame) for n phantoms, gaps included."""
     rows = []
     for index in range(n):
         rngs = streams(index, seed)
@@ -635,7 +567,7 @@ def tables(n, seed):
         row |= {"id": f"ISIC_{9000000 + index}", "gaps": gaps}
         row["id19"] = row["id"] + ("_downsampled" if gaps[0] < 0.7 else "")
         rows.append(row)
-    early = rows[: round(0.7 * n)]  # ISIC 2017 holds only part of the later images
+    early = rows[: round(0.7 * n)]  # ISIC 2017 has only part of the later images
     codes = {"MEL": "melanoma", "NV": "nevus", "BKL": "benign keratosis"}
     classes = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
     frames = {
@@ -686,11 +618,8 @@ def write_dataset(folder, n, size=256, seed=0, workers=None) -> Path:
     folder = Path(folder)
     made, wanted = read_json(folder / "phantoms.json"), {"n": n, "seed": seed, "size": size}
     if made and ((made["seed"], made["size"]) != (seed, size) or made["n"] > n):
-        raise InputError(
-            folder,
-            f"it holds phantoms of {made}, not {wanted}",
-            "choose another folder or delete this one",
-        )
+        problem = f"it holds phantoms of {made}, not {wanted}"
+        raise InputError(folder, problem, "choose another folder or delete this one")
     write_json(folder / "phantoms.json", wanted)
     job = partial(write_pair, folder=folder, size=size, seed=seed)
     workers = min(workers or os.cpu_count() or 1, n)

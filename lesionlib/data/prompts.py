@@ -1,6 +1,6 @@
 """Textual prompts from diagnosis, dermoscopic attributes and clinical details (paper, Sec. 2.1).
 
-The paper names its sources but not its template. Ours, published so that others can use it:
+The paper names its sources of labels but not its template. Ours is:
 
     prompt     = "a dermoscopic image of " lesion [ attributes ] { ", " detail }
     lesion     = ("a " | "an ") (diagnosis | "skin lesion")
@@ -9,9 +9,9 @@ The paper names its sources but not its template. Ours, published so that others
     size       = "small" | "medium-sized" | "large"               below 10 %, 30 % of the image
     position   = "in the centre" | "in the " [ "upper " | "lower " ] [ "left" | "right" ] ...
 
-`full` says all that is known, with the details that `prompt_details` names, in their order;
-`diagnosis` names the lesion alone; `empty` is the empty prompt. What is unknown is left out. The
-longest sentence has 60 of CLIP's 77 tokens; `base.token_ids` refuses longer ones of a user's own.
+`full` includes all that is known, with the details in `prompt_details`, in their order;
+`diagnosis` names the lesion alone; `empty` is the empty prompt. Unknown labels are omitted. The
+longest sentence has 60 of CLIP's 77 tokens; `base.token_ids` rejects longer ones.
 """
 
 import numpy as np
@@ -27,18 +27,18 @@ WORDS = {
 }
 DETAILS = ("size", "position", "site", "person")
 PEOPLE = {"female": "woman", "male": "man"}
-MEDIUM, LARGE = 0.10, 0.30  # share of the image from which a lesion is medium-sized, large
-CENTRAL = 0.12  # distance of the centroid from the centre, per axis and in image sizes
+MEDIUM, LARGE = 0.10, 0.30  # shares of the image from which a lesion is medium-sized and large
+CENTRAL = 0.12  # largest distance per axis, in image sizes, of a central centroid
 
 
 def lesion_size(mask: np.ndarray) -> str:
-    """In words, how much of the image the lesion of a mask (S, S) of 0 and 1 covers."""
+    """The lesion size in words, from the area of a mask (S, S) of 0 and 1."""
     area = mask.mean()
     return "small" if area < MEDIUM else "medium-sized" if area < LARGE else "large"
 
 
 def lesion_position(mask: np.ndarray) -> str:
-    """In words, where the centroid of a mask (S, S) of 0 and 1 lies; '' for an empty mask."""
+    """The lesion position in words, from the centroid of a mask (S, S); '' for an empty mask."""
     if not mask.any():
         return ""
     row, column = (np.argwhere(mask).mean(axis=0) + 0.5) / len(mask) - 0.5
@@ -64,8 +64,8 @@ def person(age, sex) -> str:
 def prompt(labels: dict, variant: str = "full", details=(), mask=None) -> str:
     """The prompt of one image: `labels` may hold diagnosis, attribute flags, site, age, sex.
 
-    `variant` is full, diagnosis or empty; `details` a choice of DETAILS, of which size and
-    position are read from `mask` (S, S) of 0 and 1.
+    `variant` is full, diagnosis or empty; `details` is a selection of DETAILS, of which size and
+    position are computed from `mask` (S, S) of 0 and 1.
     """
     if variant == "empty":
         return ""
@@ -84,17 +84,17 @@ def prompt(labels: dict, variant: str = "full", details=(), mask=None) -> str:
 
 
 def describe(table: pd.DataFrame, variant: str = "full", details=(), masks=None) -> list[str]:
-    """The prompt of every row of a table of labels; `masks` (n, S, S) are those of the rows."""
+    """The prompts of all rows of a table of labels; `masks` (n, S, S) correspond to the rows."""
     rows = table.to_dict("records")
-    shapes = [None] * len(rows) if masks is None else masks
-    return [prompt(row, variant, details, m) for row, m in zip(rows, shapes, strict=True)]
+    masks = [None] * len(rows) if masks is None else masks
+    return [prompt(row, variant, details, m) for row, m in zip(rows, masks, strict=True)]
 
 
-def _weights(table: pd.DataFrame, how: str) -> np.ndarray:
-    """Chances of the rows (n,): equal, or equal for each combination of labels."""
-    if how == "joint":
+def _weights(table: pd.DataFrame, method: str) -> np.ndarray:
+    """Probabilities of the rows (n,), see `draw`."""
+    if method == "joint":
         return np.full(len(table), 1 / len(table))
-    if how == "uniform":
+    if method == "uniform":
         key = table[["diagnosis", *ATTRIBUTES]].fillna(-1).astype(str).agg("|".join, axis=1)
         weights = 1 / key.map(key.value_counts()).to_numpy(float)
     else:
@@ -102,14 +102,14 @@ def _weights(table: pd.DataFrame, how: str) -> np.ndarray:
     return weights / weights.sum()
 
 
-def draw(table: pd.DataFrame, n: int, seed: int, how: str = "joint", first: int = 0):
-    """Labels to ask for: n rows, drawn from a table of labels; row i needs seed and i alone.
+def draw(table: pd.DataFrame, n: int, seed: int, method: str = "joint", first: int = 0):
+    """Draw labels for prompts: n rows of a table of labels; row i depends only on seed and i.
 
-    `how` is joint: rows of the table, as common as there; uniform: each combination of
-    diagnosis and attributes in the table is equally likely; weight: by the column of that name.
+    `method` is joint: as frequent as in the table; uniform: each combination of diagnosis and
+    attributes in the table is equally likely; weight: in proportion to the column of that name.
     """
     table = table.sort_values("id") if "id" in table else table
-    reach = np.cumsum(_weights(table, how))
+    reach = np.cumsum(_weights(table, method))
     chances = [np.random.default_rng([seed, first + i, 7]).random() for i in range(n)]
     rows = np.minimum(np.searchsorted(reach, chances, side="right"), len(table) - 1)
     return table.iloc[rows].reset_index(drop=True)

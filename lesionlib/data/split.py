@@ -1,8 +1,8 @@
-"""Which image is in which part: splits, groups of pictures that belong together, and the audit.
+"""Splits of the images into G, S-train, S-val and S-test, and their audit.
 
-The paper splits uniformly at random (Sec. 3). ISIC 2018 holds lesions photographed twice and
-pictures that are there under two ids, often cropped and coloured differently, so a random split
-leaks. The split `grouped` keeps such pictures together.
+The paper splits uniformly at random (Sec. 3). ISIC 2018 contains lesions that were photographed
+twice and pictures under two ids, often cropped and coloured differently, so a random split leaks.
+The split `grouped` keeps such pictures (`duplicates.groups`) in one part.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ PARTS = ("G", "S-train", "S-val", "S-test")
 
 
 def sizes(n: int, generator_share: float) -> dict[str, int]:
-    """Images per part: the generators' share in G, the rest as 7:1:2 (paper, Sec. 3)."""
+    """Images per part: `generator_share` of n in G, the rest 7:1:2 (paper, Sec. 3)."""
     generator = round(n * generator_share)
     rest = n - generator
     val, test = max(1, round(0.1 * rest)), max(1, round(0.2 * rest))
@@ -24,17 +24,18 @@ def sizes(n: int, generator_share: float) -> dict[str, int]:
 
 
 def uniform(n: int, generator_share: float, seed: int) -> np.ndarray:
-    """The paper's split: uniformly random part names (n,), whatever belongs together."""
+    """The paper's split: uniformly random part names (n,), regardless of groups."""
     wanted = sizes(n, generator_share)
     names = np.repeat(list(wanted), list(wanted.values()))
     return names[np.random.default_rng([seed, 2018]).permutation(n)]
 
 
 def grouped(group: np.ndarray, generator_share: float, seed: int) -> np.ndarray:
-    """Part names (n,) at random, with rows of one group (n,) in one part, and exact sizes.
+    """Random part names (n,) of exact sizes that keep rows of equal `group` (n,) in one part.
 
-    Groups come in random order, the larger first; each takes a part with room for it, with
-    chances as the places left. Raises InputError if groups are too large for the sizes.
+    Groups are placed from large to small, in random order among equals, into a part with room for
+    them, with probability proportional to the places left. Raises InputError if a group does not
+    fit into any part.
     """
     rng = np.random.default_rng([seed, 2018])
     left = sizes(len(group), generator_share)
@@ -55,7 +56,10 @@ def grouped(group: np.ndarray, generator_share: float, seed: int) -> np.ndarray:
 
 
 def from_file(path, ids) -> np.ndarray:
-    """Part names of `ids` from a CSV with columns id and split; raises InputError if one lacks."""
+    """Part names of `ids` from a CSV with columns id and split.
+
+    Raises InputError if a column, an image or a part is missing, or a part is unknown.
+    """
     path = resolve(path)
     table = read_table(path, "split")
     if not {"id", "split"} <= set(table):
@@ -78,17 +82,17 @@ def from_file(path, ids) -> np.ndarray:
     return names
 
 
-def make(how: str, table: pd.DataFrame, group: np.ndarray, generator_share: float, seed: int):
-    """Part names (n,) by `how`: grouped, paper, or the path of a CSV with id and split."""
-    if how == "paper":
+def make(method: str, table: pd.DataFrame, group: np.ndarray, generator_share: float, seed: int):
+    """Part names (n,) by `method`: grouped, paper, or the path of a CSV with id and split."""
+    if method == "paper":
         return uniform(len(table), generator_share, seed)
-    if how == "grouped":
+    if method == "grouped":
         return grouped(group, generator_share, seed)
-    return from_file(how, table["id"])
+    return from_file(method, table["id"])
 
 
 def audit(names: np.ndarray, table: pd.DataFrame, pairs: pd.DataFrame, group) -> pd.DataFrame:
-    """How much crosses each border between two parts: lesions, near-duplicates, groups."""
+    """Counts of lesions, near-duplicate pairs and groups shared by each two parts."""
     lesion = table["lesion_id"].fillna("").to_numpy()
     found = pairs.assign(one=names[pairs["a"].astype(int)], two=names[pairs["b"].astype(int)])
 
@@ -105,12 +109,12 @@ def audit(names: np.ndarray, table: pd.DataFrame, pairs: pd.DataFrame, group) ->
     return pd.DataFrame(rows, columns=["border", "lesions", "near-duplicate pairs", "groups"])
 
 
-def check(how: str, crossing: pd.DataFrame):
-    """Raise InputError if a split that promises to keep groups together does not."""
+def check(method: str, crossing: pd.DataFrame):
+    """Raise InputError if `audit` found divided groups, unless the split is the paper's."""
     broken = crossing[crossing["groups"] > 0]
-    if how != "paper" and len(broken):
+    if method != "paper" and len(broken):
         raise InputError(
-            f"split '{how}'",
+            f"split '{method}'",
             f"{broken['groups'].sum()} groups of the same lesion or picture lie on both sides of "
             + ", ".join(broken["border"]),
             "put each group into one part (tables/near_duplicates.csv lists pictures), or set "

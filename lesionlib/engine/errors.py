@@ -1,19 +1,19 @@
-"""The one kind of error that users see: what is wrong, in which file, and what to do."""
+"""The error that users see: what is wrong, in which file or setting, and what to do about it."""
 
 
 class InputError(Exception):
-    """A file or setting that the study cannot use; says which, why, and the remedy."""
+    """An unusable file or setting (`where`), the `problem` with it, and the `remedy`."""
 
     def __init__(self, where, problem: str, remedy: str):
         self.where, self.problem, self.remedy = str(where), problem, remedy
         super().__init__(f"{where}: {problem}. Remedy: {remedy}")
 
-    def __reduce__(self):  # lets a worker process hand it to its parent
+    def __reduce__(self):  # so that worker processes can raise it in their parent
         return type(self), (self.where, self.problem, self.remedy)
 
 
 def require(path, notebook: str):
-    """Return `path` if it exists; else say which notebook makes it."""
+    """Return `path` if it exists; else raise InputError, which names the notebook that makes it."""
     if not path.exists():
         raise InputError(
             path,

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written under its final name."""
+"""Atomic file writing, the lock of a run folder, and logs: no file is ever left half-written."""
 
 import csv
 import errno
@@ -17,20 +17,21 @@ import numpy as np
 from lesionlib.engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: notebooks/, config/, runs/
-ASIDE = re.compile(r"\..+\.\d+(\.\w+)?")  # names that `atomic_write` gives
+TEMPORARY = re.compile(r"\..+\.\d+(\.\w+)?")  # file names that `atomic_write` uses
 
 
 def resolve(path) -> Path:
-    """A path of the configuration: absolute, or relative to the repository."""
+    """A path from the settings: absolute, or relative to the repository."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else ROOT / path
 
 
 @contextmanager
 def atomic_write(path):
-    """Yield a temporary path of the same suffix beside `path`; rename it on success.
+    """Yield a temporary path with the same suffix beside `path`; rename it to `path` on success.
 
-    InputError if the disk is full; nothing is left behind then, and what was there stays.
+    On failure the temporary file is deleted and an existing `path` is kept. Raises InputError if
+    the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,14 +39,14 @@ def atomic_write(path):
     try:
         yield temporary
         os.replace(temporary, path)
-    except Exception as error:  # writers say it in their own ways: OSError, RuntimeError ...
+    except Exception as error:  # libraries report a full disk in different ways
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not full and shutil.disk_usage(path.parent).free > 2**16:
             raise
         raise InputError(
             path,
             "it could not be written: no space is left on the disk",
-            "make room, or use a run folder on another disk, then start again",
+            "free some space, or use a run folder on another disk, then start again",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -53,11 +54,11 @@ def atomic_write(path):
 
 @contextmanager
 def run_lock(folder):
-    """Hold a folder against a second run; yields a file number for children to inherit.
+    """Lock a folder against a second run; yields a file descriptor for children to inherit.
 
-    The hold ends with the last process that has it, however that dies; what its processes had
-    half-written when they were killed is deleted by the next. InputError names the process,
-    machine and time of one that holds it already.
+    The lock is released when the last process that has it ends, in whatever way; temporary files
+    that killed processes left are deleted by the next run. If the folder is locked already, raises
+    InputError, which names the process, machine and time.
     """
     path = Path(folder) / ".held"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,25 +77,27 @@ def run_lock(folder):
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
         file.flush()
         for remains in path.parent.rglob(".*"):
-            if ASIDE.fullmatch(remains.name) and remains.is_file():
+            if TEMPORARY.fullmatch(remains.name) and remains.is_file():
                 remains.unlink(missing_ok=True)
         yield file.fileno()
 
 
 def write_json(path, value):
-    """Write a JSON file (sorted keys, so that equal values are equal bytes)."""
+    """Write a JSON file with sorted keys, so that equal values give equal bytes."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def read_json(path, default=None):
-    """The content of a JSON file, or `default` if there is none; InputError if it is damaged."""
+    """The content of a JSON file, or `default` if there is none; InputError if it is corrupt."""
     path = Path(path)
     try:
         return json.loads(path.read_text()) if path.exists() else default
-    except ValueError as error:  # no JSON, or no text at all
+    except ValueError as error:  # not JSON, or not even text
         raise InputError(
-            path, "it was cut short or changed", "delete it and start again: it is made anew"
+            path,
+            "it is corrupt (truncated or modified)",
+            "delete it and start again: it is rebuilt",
         ) from error
 
 
@@ -113,8 +116,8 @@ def write_npy(path, array):
 class Log:
     """A CSV log that `tail -f` can follow and that a resumed training continues.
 
-    `start` is the step that the training resumes from: later rows of an earlier,
-    interrupted attempt are dropped, so that no step is listed twice.
+    `start` is the step from which training resumes; later rows of an interrupted attempt are
+    dropped, so that no step is listed twice.
     """
 
     def __init__(self, path, fields, start: int = 0):
@@ -134,6 +137,6 @@ class Log:
             return list(csv.DictReader(file))
 
     def add(self, **row):
-        """Append one row and flush it to the disk."""
+        """Append one row and write it to the disk."""
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.fields).writerow(row)

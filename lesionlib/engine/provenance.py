@@ -1,12 +1,10 @@
-"""Where a result comes from: digests of code and data, and the record written beside it."""
+"""Where a result comes from: digests of data, and the record written beside an artefact."""
 
-import ast
 import datetime
 import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from functools import cache
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import lesionlib
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import ROOT, read_json, write_json
+from lesionlib.engine.files import ROOT, read_json, resolve, write_json
 
 PACKAGES = (
     "torch",
@@ -28,10 +26,6 @@ PACKAGES = (
     "elasticdeform",
     "papermill",
     "snakemake",
-)
-IMPORT = re.compile(
-    r"^\s*(?:from lesionlib import (?:\(([\w,\s]+)\)|([\w, ]+))|(?:from|import) lesionlib\.(\w+))",
-    re.M,
 )
 
 
@@ -54,59 +48,13 @@ def file_digest(path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _imports(source: str) -> set[str]:
-    """Names of the lesionlib modules that a source text imports."""
-    found = set()
-    for names in IMPORT.findall(source):
-        several = ",".join(names).replace("\n", ",").split(",")
-        found |= {name.split(" as ")[0].strip() for name in several if name.strip()}
-    return {name for name in found if (ROOT / "lesionlib" / f"{name}.py").exists()}
-
-
-def _without_prose(source: str) -> str:
-    """Source code without comments and docstrings: editing prose changes no digest."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            if isinstance(getattr(body[0], "value", None), ast.Constant):
-                node.body = body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-@cache
-def code_digest(*modules: str) -> str:
-    """Digest of lesionlib modules and of all that they import from lesionlib."""
-    sources, waiting = {}, set(modules)
-    while waiting:
-        name = waiting.pop()
-        sources[name] = (ROOT / "lesionlib" / f"{name}.py").read_text()
-        waiting |= _imports(sources[name]) - set(sources)
-    return digest({name: _without_prose(source) for name, source in sources.items()})
-
-
-def lists_parameters(cell: dict) -> bool:
-    """Whether a cell only gives parameters their defaults.
-
-    Where they are many, those in the cell tagged `parameters`, after which papermill writes its
-    values, are preceded by cells tagged `settings`.
-    """
-    return bool({"parameters", "settings"} & set(cell["metadata"].get("tags", [])))
-
-
-def notebook_digest(path) -> str:
-    """Digest of a notebook's code cells and of the lesionlib modules that they use.
-
-    Markdown and the parameters' cells do not count: prose changes nothing, and the
-    parameters are a rule's own `params`.
-    """
-    cells = [
-        cell
-        for cell in json.loads(Path(path).read_text())["cells"]
-        if cell["cell_type"] == "code" and not lists_parameters(cell)
-    ]
-    source = "\n".join("".join(cell["source"]) for cell in cells)
-    return digest(_without_prose(source), code_digest(*sorted(_imports(source))))
+def files_state(*paths) -> str:
+    """Digest of names, sizes and times of files, and of all files in folders; '' and what is
+    neither (a setting that may be a path or a word) do not count."""
+    files = []
+    for root in map(resolve, filter(None, paths)):
+        files += sorted(root.rglob("*")) if root.is_dir() else [root]
+    return digest([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()])
 
 
 @cache
@@ -171,14 +119,14 @@ def record(path, **facts):
 def recorded(path) -> dict:
     """The record written beside an artefact.
 
-    Empty if there is none, or if artefact or record were cut short or changed since: then a
+    Empty if there is none, or if artefact or record are corrupt (truncated or modified): then a
     WARNING names it, and who asks makes it anew.
     """
     try:
         unchanged(path)
         return read_json(f"{path}.json", {})
     except InputError as error:
-        print(f"WARNING: {error.where}: {error.problem}; it is made anew")
+        print(f"WARNING: {error.where}: {error.problem}; it is rebuilt")
         return {}
 
 
@@ -187,7 +135,9 @@ def unchanged(path):
     wanted = read_json(f"{path}.json", {}).get("sha256")
     if wanted and (not Path(path).exists() or file_digest(path) != wanted):
         raise InputError(
-            path, "it was cut short or changed", "delete it and start again: it is made anew"
+            path,
+            "it is corrupt (truncated or modified)",
+            "delete it and start again: it is rebuilt",
         )
     return path
 

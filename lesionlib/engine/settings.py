@@ -1,18 +1,548 @@
-"""The settings of a run: a preset, then what the user overrides, checked against a schema.
+"""Every setting of the study, once: type, unit, bounds, default and one sentence of meaning.
 
-`python -m lesionlib.engine.settings PRESET` prints a preset's settings as YAML, for `papermill -f`.
+The defaults are the preset `quick`; a preset (config/NAME.yaml) states only what it changes. On the
+command line and in YAML a setting goes by its flat key, the prefix of its group and its name
+(`controlnet_steps` is `settings.controlnet.steps`).
+
+`python -m lesionlib.engine.settings PRESET` prints a preset's settings as YAML.
 """
 
 import difflib
+import re
 import sys
+import textwrap
+from typing import Annotated, Any, ClassVar, Literal
 
-import fastjsonschema
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT
 
 FOLDER = ROOT / "config"
+LISTING = "./run_all.sh --help-settings lists all settings"
+BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+KINDS = {"integer": "an integer", "number": "a number", "boolean": "true or false"}
+
+
+def setting(default, meaning: str, *, unit: str = "", neutral: bool = False, **bounds) -> Any:
+    """A field of a group: its default, one sentence of meaning, and pydantic's bounds.
+
+    `neutral`: the setting does not determine the bytes of any result (see `Group.determining`).
+    """
+    extra = {"unit": unit, "neutral": neutral}
+    return Field(default, description=meaning, json_schema_extra=extra, **bounds)
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("an entry occurs twice")
+    return values
+
+
+def _named(pattern: str):
+    """A validator of mappings whose keys must match a pattern."""
+
+    def check(values: dict) -> dict:
+        for name in values:
+            if not re.fullmatch(pattern, name):
+                raise ValueError(f"'{name}' is not a valid name")
+        return values
+
+    return AfterValidator(check)
+
+
+DISTINCT = (AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True}))
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Share = Annotated[int, Field(ge=1, le=100)]
+Network = Literal["unet", "dcsaunet"]
+Arm = Literal[
+    "table",
+    "steps",
+    "classical",
+    "synthetic_only",
+    "masks",
+    "prompts",
+    "filtered",
+    "base",
+    "low_data",
+]
+GeneratorFolders = Annotated[
+    dict[str, str],
+    _named(r"(?!real$|classical$|base$|pix2pixhd|controlnet)[a-z][a-z0-9_]*(?<!_best)"),
+    Field(
+        json_schema_extra={
+            "names": "lower-case letters, digits and _, not real, classical or base, not beginning "
+            "with controlnet or pix2pixhd, not ending in _best"
+        }
+    ),
+]
+TestFolders = Annotated[
+    dict[str, str],
+    _named(r"(?!S-)[A-Za-z][A-Za-z0-9_.]*"),
+    Field(json_schema_extra={"names": "a letter, then letters, digits, _ and ."}),
+]
+
+
+class Group(BaseModel):
+    """Settings of one stage; their flat keys begin with `prefix`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    prefix: ClassVar[str] = ""
+
+    def determining(self) -> dict:
+        """The settings that determine results (JSON values), without the neutral ones."""
+        names = {
+            name
+            for name, field in type(self).model_fields.items()
+            if not field.json_schema_extra["neutral"]
+        }
+        return self.model_dump(mode="json", include=names)
+
+
+class Data(Group):
+    """Images, their preparation, split and prompts (notebook 01)."""
+
+    source: Literal["phantom", "isic", "folders"] = setting(
+        "phantom",
+        "Source of the images: procedural ones (phantom), the ISIC downloads, or your own folders.",
+    )
+    images: str = setting("", "Folder of the images, for the source folders (--images).")
+    masks: str = setting("", "Folder of the masks, for the source folders (--masks).")
+    table: str = setting(
+        "", "CSV of labels, or folder of ISIC tables, for the source folders (--table)."
+    )
+    isic_root: str = setting(
+        "data/isic", "Folder of the unpacked ISIC downloads, for the source isic."
+    )
+    phantoms: int = setting(260, "Number of procedural images, for the source phantom.", ge=1)
+    phantom_size: int = setting(
+        128, "Side of the procedural images that are written.", unit="pixels", ge=1
+    )
+    data_seed: int = setting(0, "Seed of the procedural images.", ge=0)
+    bad_inputs: Literal["skip", "stop"] = setting(
+        "skip",
+        "What happens to unusable images: skip puts them into quarantine, stop ends with an error.",
+    )
+    image_size: int = setting(
+        64, "Side of the square images, on which the paper is silent.", unit="pixels", ge=1
+    )
+    fit: Literal["squash", "letterbox", "crop"] = setting(
+        "squash",
+        "How an image becomes square: squash its sides, letterbox (pad) it, or crop its centre.",
+    )
+    split: str = setting(
+        "grouped",
+        "Split of the images: grouped keeps what belongs together in one part, paper is uniformly "
+        "random, anything else is the path of a CSV.",
+    )
+    split_seed: int = setting(0, "Seed of the random split into G, S-train, S-val, S-test.", ge=0)
+    generator_share: float = setting(
+        0.6145, "Share of the images in G; in the paper 1,594 of 2,594.", gt=0, lt=1
+    )
+    prompt: Literal["full", "diagnosis", "empty"] = setting(
+        "full",
+        "Training prompts: full (diagnosis, attributes, prompt_details), the diagnosis, or empty.",
+    )
+    prompt_details: Annotated[list[Literal["size", "position", "site", "person"]], *DISTINCT] = (
+        setting([], "Further details that full prompts name.")
+    )
+    external_tests: TestFolders = setting(
+        {}, "Further test sets, NAME: folder or IMAGES:MASKS (--external NAME=DIR)."
+    )
+
+
+class Design(Group):
+    """What the study compares."""
+
+    methods: Annotated[list[Literal["controlnet", "pix2pixhd"]], *DISTINCT] = setting(
+        ["controlnet", "pix2pixhd"], "Generators compared in Tables 1 and 2.", min_length=1
+    )
+    external_generators: GeneratorFolders = setting(
+        {}, "Synthetic pairs of other generators, NAME: folder (--synthetic NAME=DIR)."
+    )
+    synthetic_amounts: Annotated[list[Count], *DISTINCT] = setting(
+        [20, 40, 60],
+        "Numbers of synthetic pairs added to S-train (paper: 1,000, 3,000, 5,000).",
+        unit="pairs",
+        min_length=1,
+    )
+    arms: Annotated[list[Arm], *DISTINCT] = setting(
+        ["table", "steps", "classical"],
+        "Groups of segmentation trainings that run; lesionlib.segmentation.grid describes them.",
+        min_length=1,
+    )
+    mask_mode: Literal["paper", "real", "fitted"] = setting(
+        "paper",
+        "Masks of the synthetic images: the paper's automatic generator, moved real masks of G, or "
+        "shapes fitted to those of G.",
+    )
+    example_seed: int = setting(
+        0, "Seed of the choice of shown images, one from each quarter of lesion areas.", ge=0
+    )
+
+
+class Masks(Group):
+    """Masks and prompts of the synthetic images (notebook 02)."""
+
+    mask_samples: int = setting(
+        150, "Masks of each mode that are compared with real ones.", unit="masks", ge=1
+    )
+    mask_seed: int = setting(0, "Seed of the masks and of the prompts drawn for them.", ge=0)
+    prompt_draw: str = setting(
+        "joint",
+        "Prompts of the synthetic images: joint draws as in G, uniform draws rare ones as often, "
+        "anything else is the path of a CSV of wishes.",
+    )
+
+
+class Reference(Group):
+    """The reference segmenter, a U-Net that locates generated lesions (notebook 02)."""
+
+    prefix: ClassVar[str] = "reference_"
+    size: int = setting(32, "Side of the images that it sees.", unit="pixels", ge=1)
+    encoder: str = setting(
+        "resnet18", "Encoder of segmentation-models-pytorch, without pretrained weights."
+    )
+    decoder: list[Count] = setting(
+        [64, 48, 32, 16],
+        "Decoder widths from deep to shallow; the encoder has as many halvings.",
+        unit="channels",
+        min_length=1,
+    )
+    epochs: int = setting(30, "Length of its training.", unit="epochs", ge=1)
+    batch: int = setting(8, "Images per training step.", unit="images", ge=1)
+    lr: float = setting(1.0e-3, "Learning rate of Adam.", gt=0)
+
+
+class Base(Group):
+    """The diffusion base model (notebook 03)."""
+
+    prefix: ClassVar[str] = "base_"
+    model: str = setting(
+        "",
+        "Diffusers directory or hub id of the base; if empty, a small base is trained from scratch "
+        "on G.",
+    )
+    latent_channels: int = setting(8, "Principal components kept of each image patch.", ge=1)
+    patch: Literal[1, 2, 4, 8] = setting(
+        4, "Side of the image patch that becomes one latent pixel.", unit="pixels"
+    )
+    whitening: float = setting(
+        0.5,
+        "Scaling of the components: 0 keeps their natural scale, 1 gives all unit variance.",
+        ge=0,
+        le=1,
+    )
+    reach: int = setting(
+        1, "Neighbours on each side that the decoder of a patch uses.", unit="patches", ge=0, le=2
+    )
+    channels: list[Count] = setting(
+        [48, 64, 96],
+        "Widths of the UNet, from the image to the middle (multiples of 8).",
+        unit="channels",
+        min_length=1,
+    )
+    attention: list[bool] = setting(
+        [False, False, True], "Whether each of these levels attends to the prompt.", min_length=1
+    )
+    text_width: int = setting(
+        64, "Width of the text encoder (a multiple of 4).", unit="channels", ge=1
+    )
+    steps: int = setting(280, "Length of its training.", unit="optimiser steps", ge=1)
+    batch: int = setting(32, "Images per training step.", unit="images", ge=1)
+    lr: float = setting(1.0e-3, "Peak learning rate of AdamW, with warm-up and cosine decay.", gt=0)
+    prompt_dropout: float = setting(0.2, "Share of training prompts that are emptied.", ge=0, le=1)
+
+
+class Training(Group):
+    """Training of base and ControlNet; seed, precision and checkpoints also of Pix2PixHD."""
+
+    generator_seed: int = setting(
+        0, "Seed of both generators: initialisation, data order, noise and flips.", ge=0
+    )
+    precision: Literal["no", "bf16", "fp16"] = setting(
+        "no", "Mixed precision of both generators, for GPUs; no is 32-bit."
+    )
+    ema: float = setting(
+        0.99, "Decay of the moving average of base and ControlNet weights; 0 is none.", ge=0, le=1
+    )
+    min_snr: float = setting(
+        0.0, "Min-SNR weighting of their loss (Hang et al. 2023: 5); 0 is none.", ge=0
+    )
+    warmup: float = setting(
+        0.1, "Share of the steps during which the learning rate rises.", ge=0, le=1
+    )
+    gradient_clip: float = setting(1.0, "Norm to which gradients are clipped.", ge=0)
+    save_every: int = setting(
+        200, "Interval of the generators' checkpoints.", unit="optimiser steps", neutral=True, ge=1
+    )
+    gradient_checkpointing: bool = setting(
+        False, "Whether training saves memory for about a third more time.", neutral=True
+    )
+    launch: str = setting(
+        "",
+        "Command that starts the training, such as accelerate launch; if empty, the notebook's "
+        "kernel trains.",
+        neutral=True,
+    )
+
+
+class ControlNet(Group):
+    """The ControlNet (notebook 03)."""
+
+    prefix: ClassVar[str] = "controlnet_"
+    steps: int = setting(200, "Length of its training.", unit="optimiser steps", ge=1)
+    batch: int = setting(32, "Images per gradient.", unit="images", ge=1)
+    accumulate: int = setting(1, "Gradients averaged per optimiser step.", ge=1)
+    lr: float = setting(1.0e-3, "Peak learning rate of AdamW.", gt=0)
+    decay: Literal["cosine", "constant"] = setting(
+        "cosine",
+        "Course of the learning rate: cosine falls to zero, constant is as in the reference code.",
+    )
+    prompt_dropout: float = setting(
+        0.5,
+        "Share of training prompts that are emptied; evaluation uses the empty prompt.",
+        ge=0,
+        le=1,
+    )
+    locked: bool = setting(
+        True,
+        "Whether the base stays fixed; if false, its decoder is trained too (sd_locked of the "
+        "reference code).",
+    )
+    middle_only: bool = setting(False, "Whether the control enters the middle block only.")
+
+
+class Validation(Group):
+    """Validation during the ControlNet's training (notebook 03)."""
+
+    validate_every: int = setting(
+        50, "Interval of validations on S-val.", unit="optimiser steps", neutral=True, ge=1
+    )
+    validation_samples: int = setting(
+        8, "Images sampled at each validation.", unit="images", neutral=True, ge=1
+    )
+
+
+class Sampling(Group):
+    """Sampling of the diffusion models (notebook 03)."""
+
+    ddim_steps: int = setting(20, "Number of DDIM steps.", unit="steps", ge=1)
+    ddim_eta: float = setting(
+        0.0, "Noise in each DDIM step: 0 is deterministic, 1 is as much as DDPM.", ge=0, le=1
+    )
+    guidance: float = setting(1.0, "Classifier-free guidance; 1 leaves the second pass out.", ge=0)
+    sample_batch: int = setting(32, "Images sampled at once.", unit="images", neutral=True, ge=1)
+    sample_seed: int = setting(0, "Seed of the initial noise.", ge=0)
+    diversity_samples: int = setting(
+        4, "Images of one mask, for the diversity of the ControlNet.", unit="images", ge=2
+    )
+    prompt_guidance: float = setting(
+        3.0, "Guidance of the images that test prompts, diagnosis by attribute.", ge=0
+    )
+    prompt_samples: int = setting(
+        12, "Images of each label, for the attribute classifier.", unit="images", ge=1
+    )
+
+
+class Classifier(Group):
+    """The attribute classifier, which tests whether images show what the prompt says."""
+
+    prefix: ClassVar[str] = "classifier_"
+    steps: int = setting(
+        150, "Length of its training, on 32 real images per step.", unit="optimiser steps", ge=1
+    )
+
+
+class Pix2PixHD(Group):
+    """Pix2PixHD, the baseline generator (notebook 04)."""
+
+    prefix: ClassVar[str] = "pix2pixhd_"
+    channels: int = setting(
+        16,
+        "Width of the first layer of the global generator (original: 64).",
+        unit="channels",
+        ge=1,
+    )
+    downsample: int = setting(3, "Halvings before the residual blocks (original: 4).", ge=1)
+    blocks: int = setting(3, "Residual blocks (original: 9).", ge=1)
+    disc_channels: int = setting(
+        16, "Width of the discriminators (original: 64).", unit="channels", ge=1
+    )
+    steps: int = setting(
+        600,
+        "Length of its training: half at a constant learning rate, half with linear decay.",
+        unit="optimiser steps",
+        ge=1,
+    )
+    batch: int = setting(4, "Images per training step (original: 1).", unit="images", ge=1)
+    lr: float = setting(
+        6.0e-4, "Learning rate of both networks, Adam with beta 0.5 (original: 2.0e-4).", gt=0
+    )
+    vgg: str = setting(
+        "disk",
+        "VGG loss: off, disk (if torch.hub has the weights), download, or the path of the weights.",
+    )
+    enhancers: int = setting(
+        0, "Finer generators; with 1 the global generator is first trained at half the size.", ge=0
+    )
+    fine_steps: int = setting(
+        300, "Length of the finer generator's training, if any.", unit="optimiser steps", ge=1
+    )
+    fixed_steps: int = setting(
+        30,
+        "The first of these steps, during which the global generator is fixed (original: a tenth).",
+        unit="optimiser steps",
+        ge=0,
+    )
+
+
+class Evaluation(Group):
+    """Measures of images and segmentations (notebooks 05 and 06)."""
+
+    features: str = setting(
+        "domain",
+        "Features of KID and FID: domain (a classifier trained on G), inception, or the path of "
+        "Inception's weights.",
+    )
+    surface_tolerance: float = setting(
+        0.02,
+        "Tolerance of the surface distance, as a fraction of the image's diagonal.",
+        gt=0,
+        le=1,
+    )
+
+
+class Segmentation(Group):
+    """The segmentation networks of Table 2 (notebook 06)."""
+
+    networks: Annotated[list[Network], *DISTINCT] = setting(
+        ["unet", "dcsaunet"], "Segmentation networks of Table 2.", min_length=1
+    )
+    control_networks: Annotated[list[Network], *DISTINCT] = setting(
+        ["unet"], "Networks that are trained in the arms beyond the paper's table."
+    )
+    seeds: Annotated[list[Seed], *DISTINCT] = setting(
+        [0, 1, 2],
+        "Seeds of the trainings, one training each in every cell of Table 2.",
+        min_length=1,
+    )
+    data_shares: Annotated[list[Share], *DISTINCT] = setting(
+        [25], "Shares of S-train in the low-data curve, in addition to 100.", unit="percent"
+    )
+    matched_steps: int = setting(
+        0,
+        'Length of every training under the arm "steps"; 0 is the length with the largest set.',
+        unit="optimiser steps",
+        ge=0,
+    )
+    segmentation_precision: Literal["no", "bf16"] = setting(
+        "no", "Mixed precision of the segmentation networks, for GPUs; no is 32-bit."
+    )
+    segmentation_size: int = setting(
+        32,
+        "Side of the images for segmentation; DCSAU-Net takes four times as long at 64.",
+        unit="pixels",
+        ge=1,
+    )
+    unet_encoder: str = setting(
+        "resnet18", "Encoder of segmentation-models-pytorch, without pretrained weights."
+    )
+    unet_decoder: list[Count] = setting(
+        [64, 48, 32, 16],
+        "Decoder widths from deep to shallow; the encoder has as many halvings.",
+        unit="channels",
+        min_length=1,
+    )
+    epochs: int = setting(
+        2, "Length of every segmentation training (paper: 350).", unit="epochs", ge=1
+    )
+    batch: int = setting(8, "Images per training step (paper: 256).", unit="images", ge=1)
+    lr: float = setting(1.0e-3, "Learning rate of Adam (as in the paper).", gt=0)
+    validations: int = setting(
+        10,
+        "Validations on S-val in each training, the last at its end; the best weights are kept.",
+        ge=1,
+    )
+
+
+class Jobs(Group):
+    """How the work is shared out."""
+
+    cells_per_job: int = setting(
+        20, "Cells of Table 2's grid that share one run of notebook 06.", neutral=True, ge=1
+    )
+    threads: int = setting(
+        1,
+        "CPU threads of one job; jobs run side by side, and more threads share the CPU less well.",
+        neutral=True,
+        ge=1,
+    )
+    job_gpus: int = setting(
+        0,
+        "GPUs that a job which trains or samples requests from a cluster (--cluster).",
+        neutral=True,
+        ge=0,
+    )
+
+
+class Settings(BaseModel):
+    """All settings of a run, by group; `preset` is where they come from, `run` the run's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    data: Data = Data()
+    design: Design = Design()
+    masks: Masks = Masks()
+    reference: Reference = Reference()
+    base: Base = Base()
+    training: Training = Training()
+    controlnet: ControlNet = ControlNet()
+    validation: Validation = Validation()
+    sampling: Sampling = Sampling()
+    classifier: Classifier = Classifier()
+    pix2pixhd: Pix2PixHD = Pix2PixHD()
+    evaluation: Evaluation = Evaluation()
+    segmentation: Segmentation = Segmentation()
+    jobs: Jobs = Jobs()
+    preset: str = "quick"
+    run: str = "runs/quick"
+
+    def flat(self) -> dict:
+        """Every flat key and its value, then `preset` and `run`."""
+        values = self.model_dump()
+        own = {key: values[group][name] for key, (group, name) in KEYS.items()}
+        return own | {"preset": self.preset, "run": self.run}
+
+    def _differing(self, other: "Settings") -> dict:
+        theirs = other.flat()
+        return {k: v for k, v in self.flat().items() if k in KEYS and v != theirs[k]}
+
+    def changed(self) -> set[str]:
+        """Flat keys whose value is not that of the preset `quick`."""
+        return set(self._differing(Settings()))
+
+    def overrides(self) -> dict:
+        """Flat keys and values that differ from the preset's own: what `load` would be given."""
+        return self._differing(load(self.preset))
+
+
+GROUPS = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if issubclass(field.annotation, Group)
+}
+KEYS = {  # flat key: (name of the group, name within it)
+    group.prefix + name: (attribute, name)
+    for attribute, group in GROUPS.items()
+    for name in group.model_fields
+}
 
 
 def read(path) -> dict:
@@ -28,7 +558,7 @@ def read(path) -> dict:
 
 def presets() -> list[str]:
     """Names of the presets in config/."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "schema")
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def nearest(word: str, valid) -> str:
@@ -37,40 +567,103 @@ def nearest(word: str, valid) -> str:
     return found[0] if found else "nothing"
 
 
-def check(values: dict, where) -> dict:
-    """Return `values` if every key and type is right; raises InputError that names the key."""
-    schema = read(FOLDER / "schema.yaml")
-    for key in values:
-        if key not in schema["properties"]:
-            raise InputError(
-                where,
-                f"unknown setting '{key}'",
-                f"did you mean '{nearest(key, schema['properties'])}'? "
-                "All settings stand in config/quick.yaml",
-            )
-    for key, value in values.items():
-        try:
-            fastjsonschema.validate(schema["properties"][key], value)
-        except fastjsonschema.JsonSchemaValueException as error:
-            raise InputError(
-                where,
-                f"setting '{key}': {error.message.replace('data', repr(value), 1)}",
-                "config/quick.yaml says what is allowed",
-            ) from error
-    return values
-
-
 def typed(value):
-    """Lists arrive from Snakemake's command line as lists of words: 1 and true are no words."""
+    """Numbers and booleans again in lists, which Snakemake's command line makes lists of words."""
     if isinstance(value, list):
         return [yaml.safe_load(item) if isinstance(item, str) else item for item in value]
     return value
 
 
-def load(preset: str = "quick", overrides: dict | None = None, name: str = "") -> dict:
-    """All settings of a run, with `preset` and `run` (its folder, runs/NAME) added.
+def one_line(value) -> str:
+    """A setting as one line of YAML, however long it is."""
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
 
-    Raises InputError for an unknown preset, key or value, naming the nearest valid one.
+
+def _schema(key: str) -> dict:
+    group, name = KEYS[key]
+    return GROUPS[group].model_json_schema()["properties"][name]
+
+
+def allowed(schema: dict) -> str:
+    """What the JSON schema of a setting allows, in words."""
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    if schema["type"] == "array":
+        words = ["a list", "not empty"] if schema.get("minItems") else ["a list"]
+        words += ["without repetition"] if schema.get("uniqueItems") else []
+        return f"{', '.join(words)}, each entry {allowed(schema['items'])}"
+    if schema["type"] == "object":
+        return f"NAME: text; a NAME is {schema['names']}"
+    limits = [f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema]
+    return ", ".join([KINDS.get(schema["type"], "text"), *limits])
+
+
+def _size_rules(key: str, size: int, factors: dict):
+    """Rules (is broken, key, value, what it must be) for a side that is halved in several ways."""
+    for reason, factor in factors.items():
+        yield size % factor, key, size, f"a multiple of {factor} for {reason}"
+
+
+def _rules(settings: Settings, groups):
+    """Rules (is broken, key, value, what it must be) between settings of these groups."""
+    groups = set(groups)
+    base, pix, own = settings.base, settings.pix2pixhd, settings.segmentation
+    size, levels = settings.data.image_size, len(base.channels)
+    if {"data", "base"} <= groups and not base.model:  # a small base of our own
+        yield from _size_rules("image_size", size, {"base_patch": base.patch})
+        wrong = len(base.attention) != levels
+        yield wrong, "base_attention", base.attention, f"{levels} long, as base_channels is"
+        wrong = any(width % 8 for width in base.channels)
+        yield wrong, "base_channels", base.channels, "multiples of 8, for its normalisation"
+        yield base.text_width % 4, "base_text_width", base.text_width, "a multiple of 4"
+        most = 3 * base.patch**2
+        said = f"at most {most}, the number of values in a patch of base_patch pixels"
+        yield base.latent_channels > most, "base_latent_channels", base.latent_channels, said
+    if {"data", "pix2pixhd"} <= groups and "pix2pixhd" in settings.design.methods:
+        unit = 2 ** (pix.downsample + pix.enhancers)
+        said = f"{2 * unit}, {3 * unit}, ... for pix2pixhd_downsample and pix2pixhd_enhancers"
+        yield size % unit or size == unit, "image_size", size, said
+        widths = {"pix2pixhd_enhancers": 2**pix.enhancers}
+        yield from _size_rules("pix2pixhd_channels", pix.channels, widths)
+    if "segmentation" in groups:
+        factors = {"unet": ("the levels of unet_decoder", 2 ** len(own.unet_decoder))}
+        factors["dcsaunet"] = ("dcsaunet", 16)
+        factors = dict(factors[network] for network in own.networks)
+        yield from _size_rules("segmentation_size", own.segmentation_size, factors)
+    if "reference" in groups:
+        factors = {"the levels of reference_decoder": 2 ** len(settings.reference.decoder)}
+        yield from _size_rules("reference_size", settings.reference.size, factors)
+
+
+def _build(values: dict, where, groups, **facts) -> Settings:
+    """Settings of flat keys; raises InputError that names a wrong key or value and `where`."""
+    nested = {}
+    for key, value in values.items():
+        if key not in KEYS:
+            problem = f"unknown setting '{key}'"
+            raise InputError(where, problem, f"did you mean '{nearest(key, KEYS)}'? {LISTING}")
+        group, name = KEYS[key]
+        nested.setdefault(group, {})[name] = value
+    try:
+        settings = Settings(**nested, **facts)
+    except ValidationError as error:
+        group, name, *_ = error.errors()[0]["loc"]
+        key = GROUPS[group].prefix + name
+        problem = f"setting '{key}': {values[key]!r} is not allowed"
+        raise InputError(where, problem, f"it must be {allowed(_schema(key))}") from error
+    for broken, key, value, remedy in _rules(settings, groups):
+        if broken:
+            problem = f"setting '{key}': {value} does not suit the other settings"
+            raise InputError(where, problem, f"it must be {remedy}")
+    return settings
+
+
+def load(preset="quick", overrides: dict | None = None, name: str = "", groups=None) -> Settings:
+    """All settings of a run in runs/NAME: the preset's, then `overrides` by flat key.
+
+    Raises InputError for an unknown preset, key or value, naming the nearest valid one, and for
+    values that do not suit one another; with `groups`, names of groups, only among these (one
+    stage). `images` without `source` choose the source folders.
     """
     if preset not in presets():
         raise InputError(
@@ -78,18 +671,47 @@ def load(preset: str = "quick", overrides: dict | None = None, name: str = "") -
             "there is no such preset",
             f"did you mean '{nearest(preset, presets())}'? There are: {', '.join(presets())}",
         )
-    values = check(read(FOLDER / "quick.yaml"), FOLDER / "quick.yaml")
-    if preset != "quick":
-        own = FOLDER / f"{preset}.yaml"
-        values |= check(read(own), own)
-    values |= check({k: typed(v) for k, v in (overrides or {}).items()}, "command line")
-    if overrides and "images" in overrides and "source" not in overrides:
-        values["source"] = "folders"
-    return values | {"preset": preset, "run": f"runs/{name or preset}"}
+    facts = {"preset": preset, "run": f"runs/{name or preset}"}
+    path = FOLDER / f"{preset}.yaml"
+    values = read(path)
+    groups = groups or GROUPS
+    settings = _build(values, path, groups, **facts)
+    if not overrides:
+        return settings
+    given = {key: typed(value) for key, value in overrides.items()}
+    if "images" in given:
+        given.setdefault("source", "folders")
+    return _build(values | given, "command line", groups, **facts)
+
+
+def explain() -> str:
+    """The commented listing of all settings with their defaults, as YAML."""
+    lines = [
+        "# All settings, with the values of the preset quick. Override: --config KEY=VALUE ..."
+    ]
+    for attribute, group in GROUPS.items():
+        lines += ["", f"# --- {attribute}: {group.__doc__}"]
+        default = group()
+        for name, schema in group.model_json_schema()["properties"].items():
+            facts = "; ".join(filter(None, [schema["unit"], allowed(schema)]))
+            for text, indent in ((schema["description"], "# "), (facts, "#   ")):
+                lines += textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)
+            lines.append(f"{group.prefix}{name}: {one_line(getattr(default, name))}")
+    return "\n".join(lines) + "\n"
+
+
+def table(groups, settings: Settings) -> list[tuple]:
+    """Rows (setting, value, meaning, whether it differs from `quick`) of groups, given by name."""
+    changed = settings.changed()
+    return [
+        (key, getattr(getattr(settings, group), name), _schema(key)["description"], key in changed)
+        for key, (group, name) in KEYS.items()
+        if group in groups
+    ]
 
 
 if __name__ == "__main__":
     try:
-        yaml.safe_dump(load(*sys.argv[1:2]), sys.stdout, sort_keys=False)
+        yaml.safe_dump(load(*sys.argv[1:2]).flat(), sys.stdout, sort_keys=False)
     except InputError as problem:
-        sys.exit(f"config: {problem}")
+        sys.exit(f"settings: {problem}")

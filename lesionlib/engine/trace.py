@@ -1,4 +1,4 @@
-"""Where a file of a run comes from, and whether every file is still what was written.
+"""Provenance of a run's files: what a file was made from, and whether files were modified since.
 
 `./run_all.sh --why runs/NAME/tables/segmentation.csv` and `./run_all.sh --verify runs/NAME`.
 """
@@ -9,25 +9,50 @@ from pathlib import Path
 
 import pandas as pd
 
+from lesionlib.engine.artefacts import changed
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, read_json, resolve
 from lesionlib.engine.provenance import file_digest, recorded
 
-SHOWN = 12  # inputs of a kind that are listed; the others are counted
+SHOWN = 12  # inputs of one folder that are listed; of more, only three are
+BENCHMARK = {"s": "seconds", "cpu_time": "cpu_seconds", "max_rss": "memory_mb"}  # of Snakemake
 
 
 def stages(run) -> dict:
-    """What `stage` wrote down for each notebook of a run, in the order of their starts.
+    """What `stage` recorded of each notebook of a run and what it took, in the order of starts.
 
-    One that failed or was killed wrote nothing; Snakemake then leaves an empty file.
+    Wall and CPU time (seconds) and memory (MB) are from Snakemake's benchmark of the rule. A stage
+    that failed or was killed has no record; Snakemake then leaves an empty file.
     """
-    paths = sorted((resolve(run) / "logs").glob("*.json"))
-    facts = [read_json(path) for path in paths if path.stat().st_size]
-    return {one["stage"]: one for one in sorted(facts, key=lambda one: one["started"])}
+    found = {}
+    for path in sorted((resolve(run) / "logs").glob("*.json")):
+        if path.stat().st_size:
+            facts = dict.fromkeys(BENCHMARK.values(), 0) | read_json(path)
+            found[facts["stage"]] = facts | _benchmark(path.with_suffix(".tsv"))
+    return dict(sorted(found.items(), key=lambda item: item[1]["started"]))
+
+
+def _benchmark(path) -> dict:
+    if not path.exists() or not path.stat().st_size:
+        return {}
+    row = pd.read_csv(path, sep="\t").iloc[-1]
+    values = pd.to_numeric(row[list(BENCHMARK)], errors="coerce").fillna(0)  # "NA", "-": unknown
+    found = {BENCHMARK[name]: round(float(value), 1) for name, value in values.items()}
+    return found | {"memory_mb": round(found["memory_mb"])}
+
+
+def outdated(run) -> dict[str, list[str]]:
+    """What other code made than is here now: stages and artefacts (paths in the run), and which
+    functions or notebooks have changed. The next start of the run makes them anew."""
+    keys = {name: facts.get("key", {}) for name, facts in stages(run).items()}
+    for path, facts in records(run).items():
+        keys[str(path.relative_to(resolve(run)).with_suffix(""))] = facts.get("key", {})
+    found = {name: changed(key) for name, key in keys.items() if isinstance(key, dict)}
+    return {name: code for name, code in found.items() if code}
 
 
 def run_of(path) -> Path:
-    """The folder of the run that a file belongs to; InputError if it belongs to none."""
+    """The folder of the run that a file belongs to; InputError if it is in no run's folder."""
     path = resolve(path)
     for folder in path.parents:
         if (folder / "logs").is_dir() and (folder / "notebooks").is_dir():
@@ -36,38 +61,36 @@ def run_of(path) -> Path:
 
 
 def relative(path) -> str:
-    """A path as `stage` writes it: relative to the repository if it lies there."""
+    """A path as `stage` records it: relative to the repository if it lies inside."""
     path = resolve(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _draws(executed, figure: str) -> bool:
-    outputs = [
-        o for cell in json.loads(executed.read_text())["cells"] for o in cell.get("outputs", [])
-    ]
-    pictures = [output.get("metadata", {}).get("image/png", {}) for output in outputs]
-    return any(picture.get("figure") == figure for picture in pictures)
+    return any(
+        output.get("metadata", {}).get("image/png", {}).get("figure") == figure
+        for cell in json.loads(executed.read_text())["cells"]
+        for output in cell.get("outputs", [])
+    )
 
 
 def maker(run, path) -> str:
-    """The stage that made a file of a run: by its outputs, its figures, or its folder; or ''."""
-    wanted, done = relative(path), stages(run)
+    """The stage that made a file of a run, or '': found by its outputs, figures, or folders."""
+    done = stages(run)
     for name, facts in done.items():
-        if wanted in facts["outputs"]:
+        if relative(path) in facts["outputs"]:
             return name
-    if path.parent == run / "figures" or path.parent == run / "figures" / "public":
+    if path.parent in (run / "figures", run / "figures" / "public"):
         drawn = [n for n in done if _draws(run / "notebooks" / f"{n}.ipynb", path.stem)]
         return drawn[-1] if drawn else ""
-    for folder in path.parents:  # an image of a set belongs to its manifest, a weight to its model
-        inside = [
-            n
-            for n, facts in done.items()
-            if any(resolve(output).parent == folder for output in facts["outputs"])
-        ]
-        if folder != run and len(inside) == 1:
-            return inside[0]
-        if folder == run:
-            break
+    folders = {  # an image belongs to the manifest of its set, a weight file to its model
+        name: {resolve(output).parent for output in facts["outputs"]}
+        for name, facts in done.items()
+    }
+    for folder in path.relative_to(run).parents[:-1]:
+        makers = [name for name in done if run / folder in folders[name]]
+        if len(makers) == 1:
+            return makers[0]
     return ""
 
 
@@ -81,7 +104,10 @@ def _took(facts: dict) -> str:
 
 
 def why(path) -> list[str]:
-    """Lines that say what is behind a file: inputs, parameters, seeds, code, packages, machine."""
+    """Lines on the origin of a file: maker, code, packages, machine, settings, seeds, inputs.
+
+    InputError if there is no such file, if it is in no run's folder, or if it has no record.
+    """
     path = resolve(path)
     run = run_of(path)
     if not path.exists():
@@ -90,42 +116,61 @@ def why(path) -> list[str]:
     own = recorded(path)
     if not name:
         if not own:
-            raise InputError(path, "nothing was recorded of it", "it was not written by a notebook")
+            raise InputError(path, "it has no record", "it was not written by a notebook")
         return lines + [f"  {key}: {value}" for key, value in own.items()]
     facts = done[name]
-    wanted = facts["outputs"].get(relative(path))
-    state = {None: "", file_digest(path): " (as it was written)"}.get(wanted, " (CHANGED since)")
-    lines.append(f"  sha256 {file_digest(path)}{state}")
-    lines.append(f"  made by {name} (notebooks/{name.partition('-')[0]}.ipynb): {_took(facts)}")
-    environment = facts["environment"]
+    written, now, environment = (
+        facts["outputs"].get(relative(path)),
+        file_digest(path),
+        facts["environment"],
+    )
+    state = {None: "", now: " (as it was written)"}.get(written, " (CHANGED since)")
     packages = ", ".join(f"{k} {v}" for k, v in environment["packages"].items())
     lines += [
+        f"  sha256 {now}{state}",
+        f"  made by {name} (notebooks/{name.partition('-')[0]}.ipynb): {_took(facts)}",
         f"  code {facts['code']}",
+        *(f"  CHANGED since: {code}" for code in changed((own if "key" in own else facts)["key"])),
         f"  Python {environment['python']}, {packages}",
         f"  {environment['hardware']}, {environment['system']}",
         "  parameters",
+        *(f"    {key}: {value}" for key, value in facts["parameters"].items()),
+        *_settings(own if "key" in own else facts),
+        "  inputs",
+        *_inputs(facts["inputs"]),
     ]
-    lines += [f"    {key}: {value}" for key, value in facts["parameters"].items()]
-    lines.append("  inputs")
-    for folder, some in _by_folder(facts["inputs"]).items():
-        listed = some if len(some) <= SHOWN else some[:3]
-        lines += [f"    {one} {facts['inputs'][one]}" for one in listed]
-        if len(some) > len(listed):
-            lines.append(f"    and {len(some) - len(listed)} more of {folder}")
-    before = _before(done, name)
-    lines += ["  and behind them", *(f"    {one}: {_took(done[one])}" for one in before)]
-    return lines if before else lines[:-1]
+    earlier = [f"    {stage}: {_took(done[stage])}" for stage in _before(done, name)]
+    return lines + (["  and behind them", *earlier] if earlier else [])
 
 
-def _by_folder(paths) -> dict:
-    found = {}
-    for path in paths:
-        found.setdefault(str(Path(path).parent), []).append(path)
-    return found
+def _settings(record: dict) -> list[str]:
+    """Lines with the settings in the key of an artefact's record, which may be in groups."""
+    lines = ["  settings"]
+    for name, value in record.get("key", {}).get("settings", {}).items():
+        group = (
+            {f"{name}.{key}": one for key, one in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        lines += [f"    {key}: {one}" for key, one in group.items()]
+    return lines if len(lines) > 1 else []
+
+
+def _inputs(digests: dict) -> list[str]:
+    """Lines with the inputs of a stage by folder; of folders with many files only the first."""
+    folders, lines = {}, []
+    for path in digests:
+        folders.setdefault(str(Path(path).parent), []).append(path)
+    for folder, paths in folders.items():
+        listed = paths if len(paths) <= SHOWN else paths[:3]
+        lines += [f"    {path} {digests[path]}" for path in listed]
+        if len(paths) > len(listed):
+            lines.append(f"    and {len(paths) - len(listed)} more of {folder}")
+    return lines
 
 
 def _before(done: dict, name: str) -> list[str]:
-    """Stages whose outputs a stage needed, directly or not."""
+    """Stages whose outputs a stage needed, directly or indirectly."""
     makers = {output: one for one, facts in done.items() for output in facts["outputs"]}
     found, waiting = set(), [name]
     while waiting:
@@ -136,42 +181,38 @@ def _before(done: dict, name: str) -> list[str]:
 
 
 def records(run) -> dict:
-    """What `provenance.record` wrote beside the artefacts of a run, by the path of the record."""
-    paths = [
-        path
+    """The records that `provenance.record` wrote beside the artefacts of a run, by their paths."""
+    found = {
+        path: read_json(path)
         for path in sorted(resolve(run).rglob("*.json"))
-        if path.stat().st_size and not path.name.startswith(".")
-    ]  # no half-written ones
-    found = {path: read_json(path) for path in paths}
-    return {k: v for k, v in found.items() if isinstance(v, dict) and "artefact" in v}
+        if path.stat().st_size and not path.name.startswith(".")  # not those being written
+    }
+    return {path: v for path, v in found.items() if isinstance(v, dict) and "artefact" in v}
 
 
 def wanted(run) -> dict:
-    """Every file of a run whose digest is on record, and that digest."""
+    """Every file of a run with a recorded digest, and that digest."""
     run, found = resolve(run), {}
     for facts in stages(run).values():
         found |= {resolve(path): digest for path, digest in facts["outputs"].items()}
     for path, facts in records(run).items():
         if "sha256" in facts:
             found[path.with_suffix("")] = facts["sha256"]
-            weights = facts.get("files", {})
-            found |= {path.parent / name: digest for name, digest in weights.items()}
+            found |= {path.parent / name: one for name, one in facts.get("files", {}).items()}
     for path in run.glob("*/*/manifest.csv"):
         table = pd.read_csv(path)
         for folder, digest in (("images", "sha256"), ("masks", "mask_sha256")):
-            names = table[folder.removesuffix("s")]
-            found |= dict(
-                zip((path.parent / folder / name for name in names), table[digest], strict=True)
-            )
+            files = [path.parent / folder / name for name in table[folder.removesuffix("s")]]
+            found |= dict(zip(files, table[digest], strict=True))
     facts = read_json(run / "provenance.json", {})
     return found | {run / name: digest for name, digest in facts.get("sha256", {}).items()}
 
 
 def verify(run) -> tuple[int, list[str]]:
-    """How many files were checked, and a line for each that is missing or was changed."""
+    """The number of checked files, and a line for each that is missing or was modified."""
     found, lines = wanted(run), []
     if not found:
-        raise InputError(resolve(run), "nothing is on record here", "name the folder of a run")
+        raise InputError(resolve(run), "it holds no records", "name the folder of a run")
     for path, digest in found.items():
         if not path.exists():
             lines.append(f"missing: {relative(path)}")
@@ -181,7 +222,7 @@ def verify(run) -> tuple[int, list[str]]:
 
 
 def main(verb: str, path: str) -> int:
-    """Print what `why` or `verify` says; 1 if a file is not what was written."""
+    """Print the lines of `why` or `verify`; exit status 1 if a file was modified, 2 on errors."""
     try:
         if verb == "why":
             print("\n".join(why(path)))

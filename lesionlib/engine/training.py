@@ -1,8 +1,10 @@
-"""One training loop for everything that minimises one loss: resumable, logged, repeatable.
+"""One training loop for all networks: resumable, logged, repeatable.
 
-It runs on `accelerate`: the same lines serve one process, several GPUs and several nodes. What is
-drawn for a step depends on seed and step alone and is drawn for the whole batch, of which each
-process takes its share; the number of processes changes nothing but rounding.
+A `Task` says what is trained and how one step is made; `Loop` does the rest: rates, logs,
+validations, checkpoints, and stopping when told to. `fit` trains one model that minimises one
+loss. It runs on `accelerate`: the same lines serve one process, several GPUs and several nodes.
+What is drawn for a step depends on seed and step alone and is drawn for the whole batch, of which
+each process takes its share; the number of processes changes nothing but rounding.
 """
 
 import hashlib
@@ -10,7 +12,10 @@ import math
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +23,8 @@ from torch import nn
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log, atomic_write
 from lesionlib.engine.progress import progress
+
+SAVE_AFTER = 60  # seconds of training that may be lost if a schedule saves at validations
 
 
 def device() -> torch.device:
@@ -60,12 +67,53 @@ def share(batch: int) -> slice:
     return slice(state.process_index * own, (state.process_index + 1) * own)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
-    """Linear warm-up to `peak`, then constant or a half cosine down to zero."""
-    rising = min(1.0, (step + 1) / max(1, warmup))
-    if decay == "constant":
-        return peak * rising
-    return peak * rising * 0.5 * (1 + math.cos(math.pi * step / steps))
+@dataclass(frozen=True)
+class Schedule:
+    """For how long a model is trained, and with what.
+
+    `lr` rises linearly for `warmup` steps, then follows `decay`: "constant", "cosine" (half a
+    cosine down to zero) or "linear" (constant for half of the steps, then linear to zero). What a
+    step does with `weight_decay`, `clip` (largest norm of the gradients, 0: any), `accumulate`
+    (batches per step), `ema` (decay of the moving average of the weights, 0: none) and `precision`
+    (no, bf16, fp16) is up to the task. A checkpoint is written every `save_every` steps and at the
+    end; 0: at the first validation after SAVE_AFTER seconds. A row is logged every `log_every`
+    steps; a validation takes place every `validate_every` steps (0: none between) and at the end.
+    """
+
+    steps: int
+    lr: float
+    warmup: int = 0
+    decay: str = "cosine"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.0
+    precision: str = "no"
+    save_every: int = 200
+    log_every: int = 10
+    validate_every: int = 0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        peak = self.lr * min(1.0, (step + 1) / max(1, self.warmup))
+        if self.decay == "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return peak * min(1.0, 2 * (1 - step / self.steps)) if self.decay == "linear" else peak
+
+    def validates(self, done: int) -> bool:
+        """Whether a validation is due when `done` steps are."""
+        between = self.validate_every and done % self.validate_every == 0
+        return bool(between) or done == self.steps
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a training is kept: a checkpoint, a log, and, if they have a log of their own, its
+    validations, of which then one comes before the first step."""
+
+    checkpoint: Path
+    log: Path
+    validations: Path | None = None
 
 
 def _checksum(value, total=None):
@@ -88,7 +136,7 @@ def _checksum(value, total=None):
 
 
 def save_checkpoint(path, **state):
-    """Write tensors and plain values aside, with a checksum, then rename."""
+    """Write tensors and plain values with a checksum (see `files.atomic_write`)."""
     with atomic_write(path) as temporary:
         torch.save(state | {"checksum": _checksum(state).hexdigest()}, temporary)
 
@@ -96,18 +144,18 @@ def save_checkpoint(path, **state):
 def load_checkpoint(path, record: dict):
     """The checkpoint at `path`, or None if there is none or it was made by other settings.
 
-    One that was cut short or changed is named in a WARNING and set aside as `path`.damaged.
+    A corrupt one is named in a WARNING and set aside as `path`.damaged.
     """
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        whole = state.pop("checksum") == _checksum(state).hexdigest()
+        intact = state.pop("checksum") == _checksum(state).hexdigest()
     except Exception:  # a flipped bit can make the reader raise anything
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         path.replace(f"{path}.damaged")
-        print(f"WARNING: {path}: it was cut short or changed; the training starts anew")
+        print(f"WARNING: {path}: it is corrupt (truncated or modified); the training starts afresh")
         return None
     return state if state["record"] == record else None
 
@@ -119,12 +167,12 @@ def trainable(model: nn.Module) -> dict:
 
 
 class Average:
-    """Exponential moving average of parameters, by `diffusers`; decay 0: there is none."""
+    """Exponential moving average of parameters, from `diffusers`; decay 0: none."""
 
     def __init__(self, parameters, decay: float):
         self.parameters, self.model = parameters, None
         if decay:
-            from diffusers.training_utils import EMAModel  # heavy, not for everybody
+            from diffusers.training_utils import EMAModel  # slow import, needed only with EMA
 
             self.model = EMAModel(parameters, decay=decay, foreach=True)
 
@@ -134,20 +182,20 @@ class Average:
             self.model.step(self.parameters)
 
     def state(self) -> dict:
-        """What a checkpoint must hold."""
+        """What a checkpoint holds."""
         if not self.model:
             return {}
         return {"shadow": self.model.shadow_params, "step": self.model.optimization_step}
 
     def load(self, state: dict):
-        """Go on from a checkpoint's state."""
+        """Continue from the state of a checkpoint."""
         if self.model:
             for own, saved in zip(self.model.shadow_params, state["shadow"], strict=True):
                 own.copy_(saved)
             self.model.optimization_step = state["step"]
 
     def __enter__(self):
-        """The averaged weights stand in the model until the block ends."""
+        """Put the averaged weights into the model until the block ends."""
         if self.model:
             self.model.store(self.parameters)
             self.model.copy_to(self.parameters)
@@ -163,9 +211,9 @@ class Average:
 
 
 class Stop:
-    """While it is open, SIGTERM and SIGUSR1 (Slurm's warning) are noted in `asked`, not obeyed.
+    """While this block is open, SIGTERM and SIGUSR1 (Slurm's warning) are only noted in `asked`.
 
-    Whoever trains looks at it after every step, writes its checkpoint, and raises `error`.
+    The training checks it after every step, writes its checkpoint, and raises `error`.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -207,16 +255,6 @@ def memory(settings: str):
         ) from error
 
 
-def _together(stop: Stop, run, now: bool) -> bool:
-    """Whether to stop; several processes ask one another `now` and then, so that all do."""
-    if run.num_processes == 1:
-        return bool(stop.asked)
-    if not now:
-        return False
-    asked = torch.tensor(float(bool(stop.asked)), device=run.device)
-    return run.reduce(asked, "sum").item() > 0
-
-
 def accelerator(precision: str = "no"):
     """An `accelerate.Accelerator` of mixed precision no, bf16 or fp16."""
     from accelerate import Accelerator
@@ -226,127 +264,274 @@ def accelerator(precision: str = "no"):
     return Accelerator(mixed_precision=precision)
 
 
+class Task:
+    """What is trained, and how one step is made; the base class of what `Loop` runs.
+
+    Here: one process, all of `model` trained by `optimiser`. A subclass defines `gradients`, and
+    what else differs. `columns` of the log are names of losses, "lr", and values of validations,
+    with `digits` significant digits; `lower` names the settings to lower where memory is short,
+    `remedy` what to do if the loss is no longer a number ("": go on).
+    """
+
+    columns, digits = ("loss", "lr"), 6
+    desc, lower, remedy = "training", "its batch", ""
+    has_validation = False
+    is_main = True  # whether this process writes the files
+
+    def __init__(self, model: nn.Module, optimiser):
+        self.model, self.optimiser = model, optimiser
+
+    def begin(self, start: int):
+        """Called once before step `start`, after a checkpoint was loaded."""
+
+    def before(self, step: int):
+        """Called before each step."""
+
+    def gradients(self, step: int):
+        """Add up the gradients of a step and yield its named losses, once for each batch."""
+        raise NotImplementedError
+
+    def update(self):
+        """Change the weights by the gradients."""
+        self.optimiser.step()
+
+    def means(self, sums: dict, count: int) -> dict:
+        """Means by name of losses summed over `count` steps."""
+        return {name: total / count for name, total in sums.items()}
+
+    def validate(self, step: int) -> dict:
+        """What a validation measures, by name; called if `has_validation`, in the main process."""
+        raise NotImplementedError
+
+    def wait(self):
+        """Wait until all processes have come here."""
+
+    def should_stop(self, stop: Stop, logged: bool) -> bool:
+        """Whether to stop after this step, at which a row was `logged` or not."""
+        return bool(stop.asked)
+
+    def state(self) -> dict:
+        """What a checkpoint holds of the task: tensors and plain values."""
+        return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load(self, state: dict):
+        """Continue from the `state` of a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def finish(self) -> nn.Module:
+        """The model that is returned, in eval mode."""
+        return self.model.eval()
+
+
+class Loop:
+    """Trains a `Task`, kept in `files`, so that it can be interrupted at any moment.
+
+    Run again with the same `record` it continues from its checkpoint, on a CPU bit for bit, or
+    returns at once if it was complete; with another `record` (settings, data, code) it starts
+    afresh. A checkpoint is written atomically; a corrupt one is set aside (`load_checkpoint`).
+    """
+
+    def __init__(self, task: Task, files: Files, schedule: Schedule, record):
+        self.task, self.files, self.schedule, self.record = task, files, schedule, record
+        self.start, self.sums, self.count = 0, {}, 0  # losses since the last row, and their steps
+        self.log = self.validations = None
+        self.saved = time.monotonic()
+
+    def run(self) -> nn.Module:
+        """The trained model. InputError if the loss is no longer a number, after a signal to stop
+        (see `Stop`), or without enough memory."""
+        task, steps = self.task, self.schedule.steps
+        if (state := load_checkpoint(self.files.checkpoint, self.record)) is not None:
+            task.load(state)
+            self.start, self.sums, self.count = state["step"], state["sums"], state["count"]
+        if self.start == steps:
+            return task.finish()
+        task.begin(self.start)
+        if task.is_main:
+            self.log = Log(self.files.log, ["step", *task.columns], self.start)
+        if task.has_validation and self.files.validations and self.start == 0:
+            self._validate(0)
+        task.model.train()
+        bar = progress(range(self.start, steps), desc=task.desc, total=steps, initial=self.start)
+        with Stop() as stop, memory(task.lower):
+            for step in bar:
+                self._step(step)
+                self._report(step + 1, bar, stop)
+        return task.finish()
+
+    def _step(self, step: int):
+        """Change the weights once, and add up the losses."""
+        task, rate = self.task, self.schedule.rate(step)
+        task.before(step)
+        for group in task.optimiser.param_groups:
+            group["lr"] = rate
+        task.optimiser.zero_grad(set_to_none=True)
+        for losses in task.gradients(step):
+            self._check({name: x for name, x in losses.items() if isinstance(x, float)}, step + 1)
+            self.sums = {name: self.sums.get(name, 0.0) + x for name, x in losses.items()}
+        task.update()
+        self.count += 1
+
+    def _report(self, done: int, bar, stop: Stop):
+        """Validate, log, save and stop, whatever is due when `done` steps are."""
+        task, schedule, found = self.task, self.schedule, {}
+        validated = task.has_validation and schedule.validates(done)
+        logged = done % schedule.log_every == 0 or (validated and not self.files.validations)
+        if logged:
+            found = self._means(done) | {"lr": schedule.rate(done - 1)}
+        if validated:
+            found |= self._validate(done)
+        if logged:
+            digits = dict.fromkeys(found, task.digits) | {"lr": 4}
+            row = {name: f"{found[name]:.{digits[name]}g}" for name in task.columns}
+            bar.set_postfix(row)
+            if self.log:
+                self.log.add(step=done, **row)
+        stopped = task.should_stop(stop, logged)
+        if (stopped or self._save_due(done, validated)) and task.is_main:
+            own = {"step": done, "sums": self.sums, "count": self.count, "record": self.record}
+            save_checkpoint(self.files.checkpoint, **task.state(), **own)
+            self.saved = time.monotonic()
+        if stopped and done < schedule.steps:
+            task.wait()
+            raise stop.error(self.files.checkpoint, done)
+
+    def _means(self, done: int) -> dict:
+        """Mean losses since the last row of the log."""
+        means = self.task.means(self.sums, self.count)
+        self.sums, self.count = {}, 0
+        self._check(means, done)
+        return means
+
+    def _check(self, losses: dict, done: int):
+        """InputError if a loss is no number; tensors are checked with their means, for speed."""
+        wrong = [f"{name} is {x}" for name, x in losses.items() if not math.isfinite(x)]
+        if self.task.remedy and wrong:
+            problem = f"the {' and '.join(wrong)} after step {done} of {self.task.desc}"
+            raise InputError(self.files.log, problem, self.task.remedy)
+
+    def _validate(self, step: int) -> dict:
+        """What a validation finds, also a row of `validations.csv` if there is one."""
+        task, found = self.task, {}
+        task.model.eval()
+        if task.is_main:
+            with torch.no_grad():
+                found = task.validate(step)
+            if self.files.validations:
+                columns = ["step", *found]
+                self.validations = self.validations or Log(
+                    self.files.validations, columns, self.start
+                )
+                self.validations.add(step=step, **{k: f"{v:.6g}" for k, v in found.items()})
+        task.wait()
+        task.model.train()
+        return found
+
+    def _save_due(self, done: int, validated: bool) -> bool:
+        if self.schedule.save_every:
+            return done % self.schedule.save_every == 0 or done == self.schedule.steps
+        return validated and time.monotonic() - self.saved >= SAVE_AFTER
+
+
+class OneLoss(Task):
+    """One model that minimises one loss by AdamW, in one or several processes (`accelerate`)."""
+
+    remedy = "lower the learning rate, or set precision to no; then start again"
+
+    def __init__(self, model: nn.Module, loss_at, schedule: Schedule, validate=None):
+        self.run, self.loss_at, self.schedule = accelerator(schedule.precision), loss_at, schedule
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        super().__init__(
+            model,
+            torch.optim.AdamW(
+                self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
+            ),
+        )
+        model.to(self.run.device)
+        self.average = Average(self.parameters, schedule.ema)
+        self.measure, self.has_validation = validate, validate is not None
+        self.is_main = self.run.is_main_process
+
+    def begin(self, start):
+        self.wrapped, self.optimiser = self.run.prepare(self.model, self.optimiser)
+
+    def gradients(self, step):
+        number = self.schedule.accumulate
+        for part in range(number):
+            with nullcontext() if part + 1 == number else self.run.no_sync(self.wrapped):
+                loss = self.loss_at(self.wrapped, number * step + part) / number
+                self.run.backward(loss)
+            yield {"loss": loss.detach()}
+
+    def update(self):
+        if self.schedule.clip:
+            self.run.clip_grad_norm_(self.parameters, self.schedule.clip)
+        self.optimiser.step()
+        self.average.step()
+
+    def means(self, sums, count):
+        return {name: (self.run.reduce(x, "mean") / count).item() for name, x in sums.items()}
+
+    def validate(self, step):
+        with self.average:
+            return self.measure(step)
+
+    def wait(self):
+        self.run.wait_for_everyone()
+
+    def should_stop(self, stop, logged):
+        if self.run.num_processes == 1:
+            return bool(stop.asked)
+        if not logged:  # processes ask one another now and then, so that all stop together
+            return False
+        asked = torch.tensor(float(bool(stop.asked)), device=self.run.device)
+        return self.run.reduce(asked, "sum").item() > 0
+
+    def state(self):
+        return {
+            "model": trainable(self.model),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state(),
+            "scaler": self.run.scaler.state_dict() if self.run.scaler else {},
+        }
+
+    def load(self, state):
+        self.model.load_state_dict(state["model"], strict=False)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average.load(state["average"])
+        if self.run.scaler and state["scaler"]:
+            self.run.scaler.load_state_dict(state["scaler"])
+
+    def finish(self):
+        self.wait()
+        self.run.unwrap_model(self.model, keep_fp32_wrapper=False)  # removes mixed precision
+        self.average.finish()
+        return self.model.eval()
+
+
 def fit(
     model: nn.Module,
     loss_at,
     folder,
-    *,
-    steps: int,
-    lr: float,
+    schedule: Schedule,
     record: dict,
-    warmup: int = 0,
-    decay: str = "cosine",
-    weight_decay: float = 0.0,
-    clip: float = 1.0,
-    accumulate: int = 1,
-    ema: float = 0.0,
-    precision: str = "no",
+    *,
     validate=None,
-    validate_every: int = 0,
-    save_every: int = 200,
-    log_every: int = 10,
     desc: str = "training",
     lower: str = "its batch",
 ) -> nn.Module:
     """Minimise `loss_at(model, step)` over the parameters of `model` that require gradients.
 
-    AdamW; `lr` rises for `warmup` steps, then follows `decay`; gradients are clipped to norm
-    `clip`. With `accumulate` > 1, `loss_at` is called with accumulate * step + j and the gradients
-    are averaged. `ema` is the decay of an exponential moving average of the weights, which is what
-    is returned (0: none); `precision` no, bf16 or fp16. Every `validate_every` steps, before the
-    first and after the last one, `validate(step)` sees the averaged weights; what it returns, a
-    dict of the same keys each time, is a row of `validations.csv`.
+    AdamW. With `accumulate` > 1, `loss_at` is called with accumulate * step + j and the gradients
+    are averaged. With `ema` the moving average of the weights is returned. At each validation,
+    the first before training, `validate(step)` sees the averaged weights; what it returns, a dict
+    of the same keys each time, is a row of `validations.csv`.
 
-    `folder` gets `checkpoint.pt` (written aside, then renamed), `log.csv`, `validations.csv`.
-    Called again with the same `record` it goes on where it stopped, on a CPU bit for bit, or returns at
-    once when it was done; with another `record` (settings, data, code) it starts afresh.
-    InputError if the loss is no longer a number, after a signal to stop (see `Stop`), or without
-    enough memory: then it names the settings `lower`.
+    `folder` gets `checkpoint.pt`, `log.csv` and `validations.csv`; `record`: see `Loop`.
+    InputError as `Loop.run`; without enough memory it names the settings `lower`.
     """
-    run = accelerator(precision)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    path, start, total = folder / "checkpoint.pt", 0, torch.zeros((), device=run.device)
-    model.to(run.device)
-    average = Average(parameters, ema)
-    if (state := load_checkpoint(path, record)) is not None:
-        model.load_state_dict(state["model"], strict=False)
-        optimiser.load_state_dict(state["optimiser"])
-        average.load(state["average"])
-        start, total = state["step"], state["total"].to(run.device)
-        if run.scaler and state["scaler"]:
-            run.scaler.load_state_dict(state["scaler"])
-    if start == steps:
-        average.finish()
-        return model.eval()
-    inner = model
-    model, optimiser = run.prepare(model, optimiser)
-    log = seen = None
-    if run.is_main_process:
-        log = Log(folder / "log.csv", ["step", "loss", "lr"], start)
-
-    def look(step):
-        nonlocal seen
-        if validate is not None and run.is_main_process:
-            with average, torch.no_grad():
-                row = {"step": step} | validate(step)
-            seen = seen or Log(folder / "validations.csv", list(row), start)
-            seen.add(**{k: v if k == "step" else f"{v:.6g}" for k, v in row.items()})
-        run.wait_for_everyone()
-
-    if start == 0:
-        look(0)
-    model.train()
-    bar = progress(range(start, steps), desc=desc, total=steps, initial=start)
-    with Stop() as stop, memory(lower):
-        for step in bar:
-            rate = learning_rate(step, steps, lr, warmup, decay)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
-            for part in range(accumulate):
-                last = part + 1 == accumulate
-                with nullcontext() if last else run.no_sync(model):
-                    loss = loss_at(model, accumulate * step + part) / accumulate
-                    run.backward(loss)
-                total += loss.detach()
-            if clip:
-                run.clip_grad_norm_(parameters, clip)
-            optimiser.step()
-            average.step()
-            done = step + 1
-            if done % log_every == 0:
-                mean = (run.reduce(total, "mean") / log_every).item()
-                if not math.isfinite(mean):
-                    raise InputError(
-                        folder / "log.csv",
-                        f"the loss is {mean} after step {done} of {desc}",
-                        "lower the learning rate, or set precision to no; then start again",
-                    )
-                total.zero_()
-                if log:
-                    log.add(step=done, loss=f"{mean:.6g}", lr=f"{rate:.4g}")
-                bar.set_postfix(loss=f"{mean:.4f}")
-            if done == steps or (validate_every and done % validate_every == 0):
-                inner.eval()
-                look(done)
-                inner.train()
-            stopped = _together(stop, run, done % log_every == 0)
-            if (done % save_every == 0 or done == steps or stopped) and run.is_main_process:
-                save_checkpoint(
-                    path,
-                    model=trainable(inner),
-                    optimiser=optimiser.state_dict(),
-                    average=average.state(),
-                    scaler=run.scaler.state_dict() if run.scaler else {},
-                    total=total,
-                    step=done,
-                    record=record,
-                )
-            if stopped and done < steps:
-                run.wait_for_everyone()
-                raise stop.error(path, done)
-    run.wait_for_everyone()
-    run.unwrap_model(model, keep_fp32_wrapper=False)  # takes the mixed precision off again
-    average.finish()
-    return inner.eval()
+    task = OneLoss(model, loss_at, schedule, validate)
+    task.desc, task.lower = desc, lower
+    paths = (folder / name for name in ("checkpoint.pt", "log.csv", "validations.csv"))
+    return Loop(task, Files(*paths), schedule, record).run()

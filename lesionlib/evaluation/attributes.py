@@ -1,14 +1,14 @@
-"""Does the generator paint what the prompt asks for? A classifier of real images answers.
+"""Does the generator paint what the prompt asks for? The attribute classifier answers.
 
-It learns diagnosis and dermoscopic attributes from the real images of G and is checked on real
-images that neither it nor a generator has seen. Then it looks at images of the same masks and
-noise whose prompts differ in one word.
+It learns diagnosis and dermoscopic attributes from the real images of G and is tested on real
+images that neither it nor a generator has seen. It is then applied to generated images of the same
+masks and noise whose prompts differ in one word.
 """
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,10 +16,10 @@ from lesionlib.data import prompts
 from lesionlib.engine.errors import require
 from lesionlib.engine.files import atomic_write, read_json, resolve, write_json
 from lesionlib.engine.provenance import record, unchanged
-from lesionlib.engine.training import batch_at, device, fit, generator_at
+from lesionlib.engine.training import Schedule, batch_at, device, fit, generator_at
 from lesionlib.segmentation import networks
 
-NETWORK = "resnet10t"  # of timm: small, and sees enough at 64 pixels
+NETWORK = "resnet10t"  # of timm: small, and sufficient at 64 pixels
 
 
 def targets(table: pd.DataFrame, diagnoses) -> pd.DataFrame:
@@ -33,35 +33,34 @@ def targets(table: pd.DataFrame, diagnoses) -> pd.DataFrame:
 def train(images, wanted: pd.DataFrame, folder, *, steps, batch, lr, seed, record) -> nn.Module:
     """A ResNet with one logit per column of `wanted`, on uint8 images (N, S, S, 3).
 
-    Binary cross-entropy over what is known; rare labels count as much as common ones. `folder`
-    keeps checkpoint and log (see `training.fit`).
+    Binary cross-entropy over the known labels (`targets`); rare labels count as much as common
+    ones. `folder` keeps checkpoint and log (see `training.fit`).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _untrained(wanted.shape[1])
-    where = device()
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(where)
-    labels = torch.tensor(wanted.to_numpy(), dtype=torch.float32, device=where)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device())
+    labels = torch.tensor(wanted.to_numpy(), dtype=torch.float32, device=device())
     known = ~labels.isnan()
     share = (labels.nan_to_num().sum(0) / known.sum(0).clamp(min=1)).clamp(0.02, 0.98)
     weight = torch.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) * known
 
     def loss_at(model, step):
-        rows = batch_at(step, batch, len(images), seed).to(where)
-        seen = networks.augment(pixels[rows], generator_at(seed, step))
-        logits = model(networks.inputs(seen)).float()
+        rows = batch_at(step, batch, len(images), seed).to(pixels.device)
+        batch_pixels = networks.augment(pixels[rows], generator_at(seed, step))
+        logits = model(networks.inputs(batch_pixels)).float()
         each = F.binary_cross_entropy_with_logits(
             logits, labels[rows].nan_to_num(), reduction="none"
         )
         return (each * weight[rows]).sum() / known[rows].sum().clamp(min=1)
 
     model.to(memory_format=torch.channels_last)
-    options = dict(steps=steps, lr=lr, warmup=steps // 10, record=record, weight_decay=0.05)
-    return fit(model, loss_at, folder, desc="attribute_classifier", **options)
+    schedule = Schedule(steps, lr, warmup=steps // 10, weight_decay=0.05)
+    return fit(model, loss_at, folder, schedule, record, desc="attribute_classifier")
 
 
 def _untrained(number: int) -> nn.Module:
-    import timm  # seconds, not for everybody
+    import timm  # slow import, needed only with the classifier
 
     return timm.create_model(NETWORK, pretrained=False, num_classes=number)
 
@@ -71,16 +70,16 @@ def save(model: nn.Module, run, columns, **facts):
     folder = resolve(run) / "models" / "attribute_classifier"
     write_json(folder / "config.json", {"columns": list(columns)})
     with atomic_write(folder / "model.safetensors") as temporary:
-        save_file({k: x.contiguous() for k, x in model.state_dict().items()}, temporary)
+        save_model(model, temporary)
     record(folder / "model.safetensors", **facts)
 
 
 def load(run) -> nn.Module:
     """The classifier of a run; InputError if notebook 03 has not trained it."""
     folder = resolve(run) / "models" / "attribute_classifier"
-    weights = load_file(unchanged(require(folder / "model.safetensors", "03_controlnet")))
+    path = unchanged(require(folder / "model.safetensors", "03_controlnet"))
     model = _untrained(len(read_json(folder / "config.json")["columns"]))
-    model.load_state_dict(weights)
+    load_model(model, path)
     return model.to(device(), memory_format=torch.channels_last).eval()
 
 
@@ -88,15 +87,15 @@ def load(run) -> nn.Module:
 def scores(model, images: np.ndarray, columns, batch: int = 64) -> pd.DataFrame:
     """The model's logit for each column, a row per uint8 image (N, S, S, 3)."""
     model.eval()
-    where, found = next(model.parameters()).device, []
+    place, found = next(model.parameters()).device, []
     for i in range(0, len(images), batch):
-        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(where)
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(place)
         found.append(model(networks.inputs(part)).float().cpu())
     return pd.DataFrame(torch.cat(found).numpy(), columns=list(columns))
 
 
 def wishes(diagnoses) -> pd.DataFrame:
-    """What is asked, one thing at a time: each diagnosis, then the first with each attribute."""
+    """Requests that differ in one thing: each diagnosis, then the first with each attribute."""
     rows = [{"diagnosis": d} for d in diagnoses]
     rows += [{"diagnosis": diagnoses[0], a: 1} for a in prompts.ATTRIBUTES]
     table = pd.DataFrame(rows, columns=["diagnosis", *prompts.ATTRIBUTES])
@@ -107,23 +106,23 @@ def wishes(diagnoses) -> pd.DataFrame:
 
 
 def auc(some, others) -> float:
-    """Chance that a score of `some` is above one of `others`, ties half; NaN if one is empty."""
-    from scipy.stats import rankdata
-
-    n, m = len(some), len(others)
-    if not n or not m:
+    """Probability that a score of `some` exceeds one of `others`, ties half; NaN without either."""
+    if not len(some) or not len(others):
         return float("nan")
-    ranks = rankdata(np.concatenate([some, others]))
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+    from sklearn.metrics import roc_auc_score  # slow import, needed only here
+
+    positive, halves = np.repeat([1, 0], [len(some), len(others)]), 2 * len(some) * len(others)
+    area = roc_auc_score(positive, np.concatenate([some, others]))
+    return round(halves * area) / halves  # it counts pairs: free of the rounding of its sums
 
 
 def table(asked: pd.DataFrame, made: pd.DataFrame, real: pd.DataFrame, seen: pd.DataFrame):
-    """Asked against recognised: a row per label, with area under the ROC curve.
+    """Prompted against classified: a row per label, with the area under the ROC curve.
 
     `asked` (of `wishes`) and `made` (scores) have a row per generated image; `real` (targets) and
     `seen` (scores) a row per real one. A diagnosis is compared with images that ask for another
     diagnosis and for no attribute; an attribute with those that ask for the first diagnosis only.
-    Chance is 0.5; the area on real images is the ceiling.
+    Chance is 0.5; the area on real images is the upper bound.
     """
     plain = (asked[list(prompts.ATTRIBUTES)] == 0).all(axis=1)
     first = asked["diagnosis"].iloc[0]

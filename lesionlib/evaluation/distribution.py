@@ -1,6 +1,6 @@
-"""How like real images generated ones are as a set, and whether they are copies.
+"""How similar sets of generated and real images are, and whether generated images are copies.
 
-Everything works on features (n, d), whatever makes them; see `features`. Sources: KID, Binkowski et
+Everything works on features (n, d) of any extractor; see `extractor`. Sources: KID, Binkowski et
 al. 2018; FID, Heusel et al. 2017; precision and recall, Kynkaanniemi et al. 2019; density and
 coverage, Naeem et al. 2020.
 """
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from scipy.spatial.distance import cdist, pdist
 from torch.nn import functional
 
+from lesionlib.data.duplicates import copies
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.training import device
 from lesionlib.evaluation import attributes
@@ -26,21 +28,21 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torc
 def features(model, images: np.ndarray, batch: int = 64) -> np.ndarray:
     """Pooled features (n, d) of a timm model for uint8 images (n, S, S, 3).
 
-    With the classifier of `recognition`, which is trained on the real images of G, these are
-    domain features: distances in them are not comparable with those of Inception.
+    With the classifier of `attributes`, which is trained on the real images of G, these are
+    domain features: their distances are not comparable with those of Inception features.
     """
-    where, found = next(model.parameters()).device, []
+    place, found = next(model.parameters()).device, []
     for i in range(0, len(images), batch):
-        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(where)
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(place)
         maps = model.eval().forward_features(inputs(part))
         found.append(model.forward_head(maps, pre_logits=True).float().cpu().numpy())
     return np.concatenate(found)
 
 
 def extractor(name: str, run):
-    """A function of uint8 images (n, S, S, 3) that gives features (n, d), and what they are called.
+    """A function from uint8 images (n, S, S, 3) to features (n, d), and the features' name.
 
-    `name`: "domain", the classifier of `recognition`, trained on the real images of the run's G;
+    `name`: "domain", the classifier of `attributes`, trained on the real images of the run's G;
     "inception", torchvision's Inception v3 with ImageNet weights from torch.hub's cache (not the
     weights of the original FID: values differ from published ones); or the path of such a file.
     InputError if there are no weights.
@@ -55,7 +57,7 @@ def extractor(name: str, run):
 
 
 def _inception(path):
-    import torchvision  # seconds, not for everybody
+    import torchvision  # slow import, needed only with Inception
 
     model = torchvision.models.inception_v3(init_weights=False, transform_input=True)
     try:
@@ -74,9 +76,9 @@ def _inception(path):
 @torch.no_grad()
 def inception_features(model, images: np.ndarray, batch: int = 32) -> np.ndarray:
     """Pooled features (n, 2048) of uint8 images (n, S, S, 3), resized to 299 pixels."""
-    where, found = next(model.parameters()).device, []
+    place, found = next(model.parameters()).device, []
     for i in range(0, len(images), batch):
-        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float().to(where)
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float().to(place)
         part = functional.interpolate(part, size=(299, 299), mode="bilinear", antialias=True)
         mean, std = (part.new_tensor(x)[None, :, None, None] for x in (MEAN, STD))
         found.append(model((part / 255 - mean) / std).float().cpu().numpy())
@@ -145,7 +147,7 @@ def prdc(real, made, k: int = 5) -> dict:
 
 
 def nearest(some, others) -> tuple[np.ndarray, np.ndarray]:
-    """Distance (n,) of each feature of `some` to its nearest of `others`, and which it is."""
+    """Distance (n,) of each feature of `some` to its nearest of `others`, and its index there."""
     apart = cdist(some, others)
     index = apart.argmin(axis=1)
     return apart[np.arange(len(some)), index], index
@@ -154,11 +156,54 @@ def nearest(some, others) -> tuple[np.ndarray, np.ndarray]:
 def compare(made: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict:
     """KID (mean, sd over subsets of half the smaller side), FID, and `prdc` of features.
 
-    fid_half is the mean FID of four random halves of `made`: as far as it exceeds `fid`, the FID
-    is a matter of n.
+    fid_half is the mean FID of four random halves of `made`: its excess over `fid` shows how much
+    of the FID is due to n.
     """
     mean, sd = kid(made, reference, size=min(len(made), len(reference)) // 2, seed=seed)
     draw, half = np.random.default_rng(seed), max(2, len(made) // 2)
     halves = [fid(made[draw.choice(len(made), half, replace=False)], reference) for _ in range(4)]
     found = {"n": len(made), "kid": mean, "kid_sd": sd, "fid": fid(made, reference)}
     return found | {"fid_half": float(np.mean(halves))} | prdc(reference, made)
+
+
+def memorisation(known: np.ndarray, known_features, images: dict, features: dict):
+    """Whether images are copies: a table with a row per set, and (distance, index) of its nearest.
+
+    `known` (n, S, S, 3) are the training images; `images` and `features` map the names of sets to
+    their images and features. Distances of each image to the nearest training image, in features
+    and in pixels (`pixels`), are given as medians and in relation to the first set, real images
+    that were not trained on; near-copies by `duplicates.copies`.
+    """
+    known_pixels, closest, rows = pixels(known), {}, []
+    for name, some in images.items():
+        closest[name] = nearest(features[name], known_features)
+        copied = copies(known, some)["made"].nunique()
+        rows.append(
+            {
+                "images": name,
+                "n": len(some),
+                "near-copies": copied,
+                "share of near-copies": copied / len(some),
+                "median in features": np.median(closest[name][0]),
+                "median in pixels": np.median(nearest(pixels(some), known_pixels)[0]),
+            }
+        )
+    table = pd.DataFrame(rows)
+    for space in ("features", "pixels"):
+        medians = table[f"median in {space}"]
+        table[f"{space}: of real"] = medians / medians[0]
+    return table, closest
+
+
+def diversity_table(groups: dict, extract) -> pd.DataFrame:
+    """`diversity` in features and in pixels, a row per name of `groups`: (images, group)."""
+    rows = [
+        {
+            "images": name,
+            "n": len(images),
+            "in features": diversity(extract(images), group),
+            "in pixels": diversity(pixels(images), group),
+        }
+        for name, (images, group) in groups.items()
+    ]
+    return pd.DataFrame(rows)

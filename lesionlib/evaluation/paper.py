@@ -1,4 +1,4 @@
-"""The numbers that the paper reports (arXiv 2310.02906, Tables 1 and 2), for comparison only."""
+"""The values reported in the paper (arXiv 2310.02906, Tables 1 and 2), for comparison only."""
 
 import pandas as pd
 
@@ -28,23 +28,23 @@ NAMES = {
 
 
 def named(text: str) -> str:
-    """The name of a method or network as readers know it."""
+    """The display name of a method or network."""
     return NAMES.get(text, text)
 
 
 def beside_table1(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 of a run with the paper's row beside each method."""
+    """Table 1 of a run with the paper's values in further columns."""
     return table.merge(TABLE1, on="method", how="left")
 
 
 def beside_table2(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 2 of a run with the paper's Dice beside it, amounts matched by their rank.
+    """Table 2 of a run with the paper's Dice in a further column, amounts matched by rank.
 
-    The paper does not say which network its rows with synthetic images used; they stand beside
-    the U-Net, which is the one that its text speaks of, and for equal epochs, its schedule.
+    The paper does not say which network its rows with synthetic images used. They are assigned to
+    the U-Net, the network that its text discusses, and to equal epochs, its schedule.
     """
     amounts = sorted(set(table["amount"]) - {0})
     rank = table["amount"].map({0: 0} | {a: i for i, a in enumerate(amounts, 1)})
-    told = TABLE2.assign(schedule="epochs")
+    reported = TABLE2.assign(schedule="epochs")
     keys = ["network", "method", "rank", "schedule"]
-    return table.assign(rank=rank).merge(told, on=keys, how="left").drop(columns="rank")
+    return table.assign(rank=rank).merge(reported, on=keys, how="left").drop(columns="rank")

@@ -1,4 +1,4 @@
-"""Image quality against an original, with every convention stated (Table 1)."""
+"""Image quality in comparison with an original (Table 1), with every convention stated."""
 
 import math
 
@@ -18,9 +18,9 @@ def _check_images(a, b):
 
 
 def mse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean squared error per image over pixels and channels, (N,), of values scaled to [0, 1].
+    """Mean squared error per image (N,) over pixels and channels, of values scaled to [0, 1].
 
-    `a` and `b` are uint8 (N, H, W, 3), else ValueError.
+    `a` and `b` are uint8 (N, H, W, 3); ValueError otherwise.
     """
     _check_images(a, b)
     return np.array(
@@ -32,8 +32,8 @@ def psnr(mse, data_range: float):
     """Peak signal-to-noise ratio 10 log10(data_range^2 / mse) in dB, shaped as `mse`.
 
     `mse` is that of images in [0, 1], for which data_range 1 is consistent; 255 is the paper's
-    convention (arXiv 2310.02906), higher by PSNR_OFFSET. An `mse` below MSE_FLOOR, which 8-bit
-    images cannot resolve, counts as MSE_FLOOR, so that identical images stay finite.
+    convention (arXiv 2310.02906), higher by PSNR_OFFSET. Values below MSE_FLOOR, which 8-bit
+    images cannot resolve, count as MSE_FLOOR, so that identical images have a finite PSNR.
     """
     return 10 * np.log10(data_range**2 / np.maximum(mse, MSE_FLOOR))
 
@@ -49,11 +49,11 @@ def psnr_paper(mse):
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Structural similarity per image, (N,), of uint8 (N, H, W, 3), else ValueError.
+    """Structural similarity per image (N,) of uint8 images (N, H, W, 3); ValueError otherwise.
 
-    Wang et al. 2004 by scikit-image: images in [0, 1], data range 1, uniform window of 7 x 7
-    pixels, sample covariance, K1 = 0.01, K2 = 0.03, mean over pixels (3 px border left out) and
-    channels. Sides below 7 px raise ValueError.
+    Wang et al. 2004 as in scikit-image: images in [0, 1], data range 1, uniform window of 7 x 7
+    pixels, sample covariance, K1 = 0.01, K2 = 0.03, mean over pixels (without a border of 3 px)
+    and channels. Sides below 7 px raise ValueError.
     """
     _check_images(a, b)
     return np.array(
@@ -65,7 +65,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def image_quality(real: np.ndarray, generated: np.ndarray) -> pd.DataFrame:
-    """Columns mse, psnr_255, psnr_1 (dB), ssim; a row per pair of uint8 (N, H, W, 3), in order."""
+    """Columns mse, psnr_255, psnr_1 (dB), ssim; a row per pair of uint8 images (N, H, W, 3)."""
     error = mse(real, generated)
     return pd.DataFrame(
         {

@@ -1,9 +1,9 @@
-"""What a difference between two arms is worth: intervals, tests, equivalence and power.
+"""Comparison of two arms: intervals, tests, equivalence and power.
 
-One design throughout: a score for each seed and each image, the same images for every arm. Seeds
-and images are both samples of something larger, so both are resampled, and a difference that only
-holds for these seeds is no finding. With one seed the seeds' part is unknown and left out: tables
-say how many seeds there were.
+One crossed design throughout: a score for each seed and each image, the same images in every arm.
+Both seeds and images are samples of a population, so both are resampled: a difference must hold
+beyond the seeds at hand. With one seed the variance between seeds is unknown and left out; tables
+state the number of seeds.
 """
 
 import math
@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-MARGIN = 0.005  # Dice below which a difference does not matter: half a point
-DRAWS = 2000
+MARGIN = 0.005  # equivalence margin in Dice: half a point
+DRAWS = 2000  # bootstrap samples
 
 
 def _parts(scores: np.ndarray):
     """Variance of the grand mean of scores (seeds, images), and its degrees of freedom.
 
-    Two crossed samples: the variances of seed means and of image means over their numbers are
-    added (which counts the residual twice, on the safe side); degrees after Satterthwaite.
+    The squared standard errors over seed means and over image means are added, which counts the
+    residual twice and is therefore conservative; degrees of freedom after Satterthwaite.
     """
     terms = [
         (means.var(ddof=1) / len(means), len(means) - 1)
@@ -35,69 +35,71 @@ def _parts(scores: np.ndarray):
 def _scores(scores) -> np.ndarray:
     scores = np.atleast_2d(np.asarray(scores, dtype=float))
     if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
-        raise ValueError(f"scores must be finite (seeds, images); they are {scores.shape}")
+        raise ValueError(f"scores must be finite, shaped (seeds, images); it is {scores.shape}")
     return scores
 
 
 def interval(scores, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of scores (seeds, images) or (images,), with a bootstrap interval of that level.
+    """Mean of scores (seeds, images) or (images,), with the bounds of a bootstrap interval.
 
-    Seeds and images are drawn with replacement at the same time (pigeonhole bootstrap, Owen 2007).
-    With few seeds such draws spread too little: their quantiles are stretched to the variance and
-    the t distribution that the numbers of seeds and images call for. ValueError if not finite.
+    Seeds and images are resampled together (pigeonhole bootstrap, Owen 2007). With few seeds this
+    underestimates the spread, so the quantiles are rescaled to the unbiased variance and the t
+    distribution for these numbers of seeds and images. ValueError if scores are not finite.
     """
     scores = _scores(scores)
     draw, (rows, columns) = np.random.default_rng(seed), scores.shape
     weights = [draw.multinomial(n, [1 / n] * n, DRAWS) / n for n in (rows, columns)]
-    apart = np.einsum("ds,si,di->d", weights[0], scores, weights[1], optimize=True) - scores.mean()
+    means = np.einsum("ds,si,di->d", weights[0], scores, weights[1], optimize=True)
+    deviations = means - scores.mean()
     variance, freedom = _parts(scores)
     mean = float(scores.mean())
-    if not variance or not apart.std():
+    if not variance or not deviations.std():
         return mean, mean, mean
     tails = np.array([0.5 - level / 2, 0.5 + level / 2])
     stretch = stats.t.ppf(tails[1], freedom) / stats.norm.ppf(tails[1])
-    stretch *= math.sqrt(variance) / apart.std()
-    low, high = mean + stretch * np.quantile(apart, tails)
+    stretch *= math.sqrt(variance) / deviations.std()
+    low, high = mean + stretch * np.quantile(deviations, tails)
     return mean, float(low), float(high)
 
 
-def compare(some, others, margin: float = MARGIN, seed: int = 0) -> dict:
-    """Mean difference of two arms, scores (seeds, images) of the same images, and what it is worth.
+def compare(first, second, margin: float = MARGIN, seed: int = 0) -> dict:
+    """Compare two arms, scores (seeds, images) or (images,) of the same images.
 
-    Keys: difference with its 95 % interval (low, high); p of the t test whose variance holds seeds
-    and images; p_images of Wilcoxon's signed-rank test over images, which takes these seeds as the
-    only ones; effect, the difference in standard deviations of the images' differences;
-    equivalent, whether the 90 % interval lies within `margin`; detectable, the smallest difference
-    that this design finds with 80 % power. ValueError if seeds or images are not as many.
+    Keys: difference, the mean of first - second, with its 95 % interval (low, high); p of the t
+    test with the variance over seeds and images; p_images of Wilcoxon's signed-rank test over
+    images, which treats these seeds as fixed; effect, the difference in standard deviations of the
+    differences per image; equivalent, whether the 90 % interval lies within `margin`; detectable,
+    the smallest difference that this design finds with 80 % power; images and seeds, their
+    numbers. ValueError if the numbers of seeds or images differ.
     """
-    some, others = _scores(some), _scores(others)
-    if some.shape[1] != others.shape[1]:
-        raise ValueError(f"arms of {some.shape[1]} and {others.shape[1]} images are not paired")
-    if len(some) != len(others):
-        raise ValueError(f"arms of {len(some)} and {len(others)} seeds are not paired")
-    apart = some - others
-    mean, low, high = interval(apart, seed=seed)
-    _, near_low, near_high = interval(apart, level=0.90, seed=seed)
-    variance, freedom = _parts(apart)
-    error, of_images = math.sqrt(variance), apart.mean(axis=0)
-    wanted = stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom) if error else 0.0
-    spread = of_images.std(ddof=1) if len(of_images) > 1 else 0.0
+    first, second = _scores(first), _scores(second)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"arms of {first.shape[1]} and {second.shape[1]} images are not paired")
+    if len(first) != len(second):
+        raise ValueError(f"arms of {len(first)} and {len(second)} seeds are not paired")
+    differences = first - second
+    mean, low, high = interval(differences, seed=seed)
+    _, inner_low, inner_high = interval(differences, level=0.90, seed=seed)
+    variance, freedom = _parts(differences)
+    error, per_image = math.sqrt(variance), differences.mean(axis=0)
+    quantiles = stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom) if error else 0.0
+    spread = per_image.std(ddof=1) if len(per_image) > 1 else 0.0
     return {
         "difference": mean,
         "low": low,
         "high": high,
         "p": float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0),
-        "p_images": float(stats.wilcoxon(of_images).pvalue) if of_images.any() else 1.0,
+        "p_images": float(stats.wilcoxon(per_image).pvalue) if per_image.any() else 1.0,
         "effect": float(mean / spread) if spread else 0.0,
-        "equivalent": bool(-margin < near_low and near_high < margin),
-        "detectable": float(wanted * error),
-        "images": apart.shape[1],
-        "seeds": len(apart),
+        "equivalent": bool(-margin < inner_low and inner_high < margin),
+        "detectable": float(quantiles * error),
+        "images": differences.shape[1],
+        "seeds": len(differences),
     }
 
 
 def holm(p) -> np.ndarray:
-    """P values adjusted for their number by Holm's step-down procedure, in their order."""
+    """P values corrected for multiple testing by Holm's step-down procedure, in the same order."""
     p = np.asarray(p, dtype=float)
     order = p.argsort()
     adjusted = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]).clip(max=1)
@@ -105,9 +107,9 @@ def holm(p) -> np.ndarray:
 
 
 def table(arms: dict, against: str, margin: float = MARGIN) -> pd.DataFrame:
-    """A row per arm {name: scores (seeds, images)}: its mean and interval, and `compare` with one.
+    """A row per arm {name: scores (seeds, images)}: mean, 95 % interval, and `compare`'s results.
 
-    `against` names the arm that all others are compared with; their p values are Holm's.
+    `against` names the arm that all others are compared with; p_holm corrects over all of them.
     """
     rows = []
     for name, scores in arms.items():

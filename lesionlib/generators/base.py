@@ -2,12 +2,16 @@
 
 Both are a directory in the layout of `diffusers` (tokenizer, text encoder, autoencoder, UNet,
 scheduler) and are loaded by the same lines. The small base follows Rombach et al. 2022 with an
-autoencoder in closed form (`PatchAutoencoder`), because two CPU cores cannot train one within
-minutes that is as good.
+autoencoder in closed form (`PatchAutoencoder`), because on two CPU cores an equally good one
+cannot be trained within minutes.
 """
 
+import hashlib
 import json
 import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +28,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write
-from lesionlib.engine.provenance import file_digest, record, recorded
-from lesionlib.engine.training import batch_at, device, fit, generator_at, share
+from lesionlib.engine.provenance import digest, file_digest, record, recorded
+from lesionlib.engine.settings import Base, ControlNet, Training
+from lesionlib.engine.training import Schedule, batch_at, fit, generator_at, share
 
-# diffusers remarks on any autoencoder that is not of its own classes, each time it is loaded.
+# diffusers warns of any autoencoder that is not one of its own classes, at every loading.
 logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(
     lambda record: "PatchAutoencoder" not in record.getMessage()
 )
@@ -37,8 +42,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     """Linear autoencoder: the leading principal components of p x p image patches.
 
     Encoding is a strided convolution, decoding a transposed one; there is nothing to train. A
-    decoder with a `reach` looks at that many neighbours on each side of a patch as well, so that
-    errors of sampled latents do not show as tiles.
+    decoder with a `reach` also uses that many neighbours on each side of a patch, so that errors of
+    sampled latents do not show as tiles.
     Images (B, 3, H, W) in [-1, 1] become latents (B, latent_channels, H/p, W/p) and back.
     Saved bases name this class in `model_index.json`, so loading them needs lesionlib.
     """
@@ -54,10 +59,10 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     ):
         # diffusers' pipelines read the reduction 2 ** (len(block_out_channels) - 1) from there
         super().__init__()
-        seen, painted = patch, patch * (2 * reach + 1)
-        size = (latent_channels, 3, seen, seen)
+        size = (latent_channels, 3, patch, patch)
         self.analysis = nn.Parameter(torch.zeros(size), requires_grad=False)
-        size = (latent_channels, 3, painted, painted)
+        wide = patch * (2 * reach + 1)
+        size = (latent_channels, 3, wide, wide)
         self.synthesis = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.mean = nn.Parameter(torch.zeros(1, 3, 1, 1), requires_grad=False)
 
@@ -95,7 +100,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         near = near.permute(0, 2, 1).flatten(0, 1).double()
         noisy = near.T @ near + len(near) * noise**2 * torch.eye(near.shape[1], dtype=near.dtype)
         weights = torch.linalg.solve(noisy, near.T @ flat)  # (C K K, 3pp)
-        # A patch is painted by its neighbours: their offsets are mirrored in the transposed kernel.
+        # Neighbours contribute to a patch: their offsets are mirrored in the transposed kernel.
         k, p = 2 * reach + 1, patch
         weights = weights.reshape(latent_channels, k, k, 3, p, p).flip(1, 2)
         vae.synthesis.data = weights.permute(0, 3, 1, 4, 2, 5).reshape(vae.synthesis.shape).float()
@@ -113,19 +118,30 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=x) if return_dict else (x,)
 
 
-def load(name_or_path: str) -> StableDiffusionPipeline:
-    """A base from a diffusers directory or a hub id; InputError if it cannot be had.
+def corrupt_parts(folder) -> list[Path]:
+    """Files of a base that `save` wrote which are missing, truncated or modified."""
+    files = recorded(folder / "model_index.json").get("files", {})
+    return [
+        folder / name
+        for name, sha256 in files.items()
+        if not (folder / name).exists() or file_digest(folder / name) != sha256
+    ]
 
-    Of a base that `save` wrote, weights that were cut short or changed are named.
+
+def load(name_or_path: str) -> StableDiffusionPipeline:
+    """A base from a diffusers directory or a hub id; InputError if it cannot be loaded.
+
+    Of a base that `save` wrote, corrupt files are named.
     """
     local = Path(name_or_path) if Path(name_or_path).is_absolute() else ROOT / name_or_path
-    for name, sha256 in recorded(local / "model_index.json").get("files", {}).items():
-        if not (local / name).exists() or file_digest(local / name) != sha256:
-            raise InputError(
-                local / name, "it was cut short or changed", f"delete {local} and start again"
-            )
+    for path in corrupt_parts(local):
+        raise InputError(
+            path, "it is corrupt (truncated or modified)", f"delete {local} and start again"
+        )
+    # Bases that were saved by lesionlib 0.1 name their autoencoder's module at that time.
+    sys.modules.setdefault("lesionlib.base", sys.modules[__name__])
     try:
-        # No safety checker: it takes skin for nudity and blacks the picture out.
+        # No safety checker: it takes skin for nudity and blackens the picture.
         pipe = StableDiffusionPipeline.from_pretrained(
             str(local) if local.exists() else name_or_path,
             safety_checker=None,
@@ -196,8 +212,8 @@ def flipped(array: np.ndarray, which: int) -> np.ndarray:
 @torch.no_grad()
 def encode(pipe, images: np.ndarray) -> torch.Tensor:
     """Scaled latents (B, C, h, w) of uint8 images (B, S, S, 3): the mean of their distribution."""
-    where = next(pipe.vae.parameters()).device
-    out = pipe.vae.eval().encode(pixels(images).to(where, pipe.vae.dtype))
+    device = next(pipe.vae.parameters()).device
+    out = pipe.vae.eval().encode(pixels(images).to(device, pipe.vae.dtype))
     z = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
     return z.float() * pipe.vae.config.scaling_factor
 
@@ -211,24 +227,24 @@ def decode_latents(pipe, latents: torch.Tensor) -> np.ndarray:
 
 def token_ids(pipe, prompts) -> torch.Tensor:
     """Token ids (B, 77) of prompts, padded; raises InputError for a prompt that is too long."""
-    room = pipe.tokenizer.model_max_length
+    longest = pipe.tokenizer.model_max_length
     counts = [len(ids) for ids in pipe.tokenizer(list(prompts), verbose=False).input_ids]
-    if max(counts) > room:
+    if max(counts) > longest:
         raise InputError(
             f"prompt '{list(prompts)[int(np.argmax(counts))]}'",
-            f"it has {max(counts)} tokens, but the text encoder reads {room}",
+            f"it has {max(counts)} tokens, but the text encoder reads {longest}",
             "name fewer prompt_details",
         )
     return pipe.tokenizer(
-        list(prompts), padding="max_length", max_length=room, return_tensors="pt"
+        list(prompts), padding="max_length", max_length=longest, return_tensors="pt"
     ).input_ids
 
 
 def noised(scheduler, latents, draw: torch.Generator, batch: int, own: slice):
     """Noisy latents, their timesteps and the training target of the scheduler's own kind.
 
-    `latents` are the rows `own` of a batch of `batch`; all of it is drawn, so that the number of
-    processes that share a batch changes nothing.
+    `latents` are the rows `own` of a batch of `batch`; random numbers are drawn for all of it, so
+    that the number of processes that share a batch changes nothing.
     """
     noise = torch.randn((batch, *latents.shape[1:]), generator=draw)[own].to(latents)
     steps = scheduler.config.num_train_timesteps
@@ -255,29 +271,36 @@ def denoising_loss(scheduler, predicted, target, t, min_snr: float = 0.0) -> tor
     return (weight * error.flatten(1).mean(1)).mean()
 
 
-def new(
-    images: np.ndarray,
-    prompts,
-    folder,
-    *,
-    latent_channels: int,
-    patch: int,
-    whitening: float,
-    channels: list[int],
-    attention: list[bool],
-    text_width: int,
-    seed: int,
-    reach: int = 0,
-) -> StableDiffusionPipeline:
-    """An untrained small Stable Diffusion for images (N, S, S, 3) and the words of `prompts`."""
+def new(images: np.ndarray, prompts, folder, settings: Base, seed: int) -> StableDiffusionPipeline:
+    """An untrained small Stable Diffusion for images (N, S, S, 3) and the words of `prompts`.
+
+    `folder` gets the tokenizer's vocabulary.
+    """
     torch.manual_seed(seed)
-    vae = PatchAutoencoder.fit(pixels(images), latent_channels, patch, whitening, reach)
+    vae = PatchAutoencoder.fit(
+        pixels(images), settings.latent_channels, settings.patch, settings.whitening, settings.reach
+    )
     tokenizer = tokenizer_for(prompts, folder / "vocabulary")
-    text_encoder = CLIPTextModel(
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=_text_encoder(tokenizer, settings.text_width),
+        tokenizer=tokenizer,
+        unet=_unet(images.shape[1] // settings.patch, settings),
+        scheduler=_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _text_encoder(tokenizer, width: int) -> CLIPTextModel:
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=text_width,
-            intermediate_size=2 * text_width,
+            hidden_size=width,
+            intermediate_size=2 * width,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=77,
@@ -286,20 +309,27 @@ def new(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    unet = UNet2DConditionModel(
-        sample_size=images.shape[1] // patch,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
+
+
+def _unet(size: int, settings: Base) -> UNet2DConditionModel:
+    attention = settings.attention
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=settings.latent_channels,
+        out_channels=settings.latent_channels,
         layers_per_block=1,
-        block_out_channels=tuple(channels),
+        block_out_channels=tuple(settings.channels),
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1]),
-        cross_attention_dim=text_width,
+        cross_attention_dim=settings.text_width,
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    # Zero terminal SNR with trailing steps (Lin et al. 2023): without them contrast is pale.
-    scheduler = DDIMScheduler(
+
+
+def _scheduler() -> DDIMScheduler:
+    # Zero terminal SNR with trailing steps (Lin et al. 2023): without them contrast is too low.
+    return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
@@ -310,18 +340,34 @@ def new(
         steps_offset=1,
         timestep_spacing="trailing",
     )
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """How often the loss of a training is logged, and how the model is validated meanwhile.
+
+    `validate(step)` is called every `validate_every` steps (see `training.fit`).
+    """
+
+    validate: Callable | None = None
+    validate_every: int = 0
+    log_every: int = 10
+
+
+def schedule(settings: Base | ControlNet, training: Training, monitor: Monitor, **more) -> Schedule:
+    """The schedule of the base or the ControlNet; `more` fields of it override or add."""
+    return Schedule(
+        steps=settings.steps,
+        lr=settings.lr,
+        warmup=round(training.warmup * settings.steps),
+        clip=training.gradient_clip,
+        ema=training.ema,
+        precision=training.precision,
+        save_every=training.save_every,
+        log_every=monitor.log_every,
+        validate_every=monitor.validate_every,
+        **more,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 class Denoiser(nn.Module):
@@ -341,55 +387,58 @@ def train(
     latents: np.ndarray,
     prompts,
     folder,
-    *,
-    steps: int,
-    batch: int,
-    lr: float,
-    prompt_dropout: float,
-    seed: int,
+    settings: Base,
+    training: Training,
     record: dict,
-    min_snr: float = 0.0,
-    warmup: float = 0.1,
-    **options,
-):
+    monitor: Monitor | None = None,
+) -> StableDiffusionPipeline:
     """Train UNet and text encoder of a small base on latents (4, N, C, h, w) (Sec. 2.2).
 
-    `latents`: of `latents.encode_images`, in four flips. A share `prompt_dropout` of the prompts is
-    emptied, so that empty prompts mean something; `warmup`: share of the steps in which the rate
-    rises; `options` go to `training.fit`.
+    `latents` are those of `latents.encode_images`, in four flips. A share
+    `settings.prompt_dropout` of the prompts is emptied, so that the model learns the empty prompt.
+    `folder` keeps checkpoint and log, `record` says what they are valid for (see `training.fit`).
     """
     ids, empty = token_ids(pipe, prompts), token_ids(pipe, [""])[0]
     pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     model = Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
-    own, where = share(batch), device()
+    batch, seed = settings.batch, training.generator_seed
+    own = share(batch)
 
     def loss_at(model, step):
-        draw = generator_at(seed, step)
+        draw, device = generator_at(seed, step), pipe.unet.device
         rows = batch_at(step, batch, latents.shape[1], seed)
         flip = torch.randint(0, 4, (batch,), generator=draw)[own]
         text = ids[rows].clone()
-        text[torch.rand(batch, generator=draw) < prompt_dropout] = empty
+        text[torch.rand(batch, generator=draw) < settings.prompt_dropout] = empty
         z = latents[flip.numpy(), rows[own].numpy()]  # NumPy takes a tensor of one for a number
-        z = torch.from_numpy(z).to(where)
+        z = torch.from_numpy(z).to(device)
         noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
-        predicted = model(noisy, t, text[own].to(where))
-        return denoising_loss(pipe.scheduler, predicted, target, t, min_snr)
+        predicted = model(noisy, t, text[own].to(device))
+        return denoising_loss(pipe.scheduler, predicted, target, t, training.min_snr)
 
-    rising = round(warmup * steps)
-    fit(
-        model,
-        loss_at,
-        folder,
-        steps=steps,
-        lr=lr,
-        record=record,
-        warmup=rising,
-        desc="base",
-        lower="base_batch",
-        **options,
-    )
+    monitor = monitor or Monitor()
+    plan = schedule(settings, training, monitor)
+    options = dict(validate=monitor.validate, desc="base", lower="base_batch")
+    fit(model, loss_at, folder, plan, record, **options)
     pipe.text_encoder.eval()
     return pipe
+
+
+def weights_digest(module) -> str:
+    """A short SHA-256 of a module's names, shapes and values."""
+    total = hashlib.sha256()
+    for name, x in sorted(module.state_dict().items()):
+        total.update(f"{name}{x.dtype}{tuple(x.shape)}".encode())
+        total.update(x.detach().cpu().flatten().clone().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
+def pipeline_digest(pipe) -> str:
+    """A short SHA-256 of a base: the weights of its parts, its vocabulary and noise schedule."""
+    weights = [weights_digest(part) for part in (pipe.vae, pipe.text_encoder, pipe.unet)]
+    scale = pipe.vae.config.scaling_factor
+    noise = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    return digest(weights, scale, pipe.tokenizer.get_vocab(), noise)
 
 
 def save(pipe, folder, **facts):
@@ -400,6 +449,6 @@ def save(pipe, folder, **facts):
         getattr(pipe, name).save_pretrained(folder / name)
     with atomic_write(folder / "model_index.json") as temporary:
         temporary.write_text(pipe.to_json_string())
-    weights = sorted(folder.glob("*/*.safetensors"))
-    files = {str(path.relative_to(folder)): file_digest(path) for path in weights}
+    parts = sorted(path for path in folder.glob("*/*") if path.is_file())
+    files = {str(path.relative_to(folder)): file_digest(path) for path in parts}
     record(folder / "model_index.json", files=files, **facts)

@@ -6,7 +6,9 @@ DDIM: Song, Meng, Ermon 2021 (arXiv 2010.02502), the scheduler of `diffusers`.
 
 import copy
 import math
+import shutil
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +18,24 @@ from torch import nn
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import read_json, write_json
 from lesionlib.engine.provenance import digest, record, unchanged
+from lesionlib.engine.settings import ControlNet, Sampling, Training
 from lesionlib.engine.training import batch_at, device, fit, generator_at, memory, share
-from lesionlib.generators import latents as cache
-from lesionlib.generators.base import decode_latents, denoising_loss, flipped, noised
+from lesionlib.generators.base import (
+    Monitor,
+    decode_latents,
+    denoising_loss,
+    flipped,
+    noised,
+    schedule,
+    weights_digest,
+)
+from lesionlib.generators.latents import encode_prompts
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name for a model's file
 
 
-def hint(masks: np.ndarray) -> torch.Tensor:
-    """Visual prompt: masks (B, H, W) of 0 and 1 as float (B, 3, H, W) in [0, 1]."""
+def hints_of(masks: np.ndarray) -> torch.Tensor:
+    """Control images (B, 3, H, W), float in [0, 1], of masks (B, H, W): the visual prompts."""
     hints = torch.from_numpy(np.ascontiguousarray(masks)).float()
     return hints[:, None].expand(-1, 3, -1, -1)
 
@@ -37,11 +50,11 @@ class ControlledUNet(nn.Module):
         super().__init__()
         self.unet, self.controlnet, self.middle_only = unet, controlnet, middle_only
 
-    def forward(self, noisy, t, words, control=None):
-        """Prediction (B, C, h, w) for noisy latents, timesteps, embeddings and hints."""
+    def forward(self, noisy, t, words, hints=None):
+        """Prediction (B, C, h, w) for noisy latents, timesteps, embeddings and control images."""
         if self.controlnet is None:
             return self.unet(noisy, t, words).sample
-        down, middle = self.controlnet(noisy, t, words, control, return_dict=False)
+        down, middle = self.controlnet(noisy, t, words, hints, return_dict=False)
         if self.middle_only:
             down = [torch.zeros_like(x) for x in down]
         return self.unet(
@@ -53,10 +66,10 @@ class ControlledUNet(nn.Module):
         ).sample
 
     @contextmanager
-    def seen_once(self, control):
-        """Yield what the hint layers make of hints (B, 3, H, W), to be given in their place.
+    def embedded(self, hints):
+        """Yield the embedding of control images (B, 3, H, W), to be passed in their place.
 
-        Noise and timestep play no part in it: sampling need not compute it in every step.
+        It does not depend on noise or timestep: sampling need not compute it in every step.
         """
         if self.controlnet is None:
             yield None
@@ -64,14 +77,23 @@ class ControlledUNet(nn.Module):
         layers = self.controlnet.controlnet_cond_embedding
         self.controlnet.controlnet_cond_embedding = nn.Identity()
         try:
-            yield layers(control)
+            yield layers(hints)
         finally:
             self.controlnet.controlnet_cond_embedding = layers
 
     def digest(self) -> str:
-        """A short SHA-256 of all weights that make the picture."""
+        """A short SHA-256 of the weights of UNet and ControlNet."""
         parts = [self.unet, *([self.controlnet] if self.controlnet is not None else [])]
-        return digest([cache.weights_digest(part) for part in parts], self.middle_only)
+        return digest([weights_digest(part) for part in parts], self.middle_only)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a ControlNet is trained on: one row per image, with its mask and prompt."""
+
+    latents: np.ndarray  # (4, N, C, h, w) of `latents.encode_images`, in four flips
+    masks: np.ndarray  # (N, S, S) of 0 and 1
+    prompts: list[str]
 
 
 def new(pipe, seed: int = 0, *, locked: bool = True, middle_only: bool = False) -> ControlledUNet:
@@ -81,8 +103,8 @@ def new(pipe, seed: int = 0, *, locked: bool = True, middle_only: bool = False) 
     convolutions. `locked`: the base stays as it is (`sd_locked` of lllyasviel/ControlNet);
     otherwise a copy of its decoder is trained too.
     """
-    torch.manual_seed(seed)  # the mask's own layers are drawn at random, and must be repeatable
-    scale = pipe.vae_scale_factor  # image pixels per latent pixel; the hint is reduced as much
+    torch.manual_seed(seed)  # the layers that embed the hints are drawn at random: repeatably
+    scale = pipe.vae_scale_factor  # image pixels per latent pixel; hints are reduced as much
     widths = (16, 32, 96, 256)[: int(math.log2(scale)) + 1]
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=widths)
     unet = pipe.unet.requires_grad_(False)
@@ -98,64 +120,49 @@ def new(pipe, seed: int = 0, *, locked: bool = True, middle_only: bool = False) 
 def train(
     pipe,
     controlled: ControlledUNet,
-    latents: np.ndarray,
-    masks: np.ndarray,
-    prompts,
+    examples: Examples,
     folder,
-    *,
-    steps: int,
-    batch: int,
-    lr: float,
-    prompt_dropout: float,
-    seed: int,
+    settings: ControlNet,
+    training: Training,
     record: dict,
-    min_snr: float = 0.0,
-    warmup: float = 0.1,
-    gradient_checkpointing: bool = False,
-    **options,
+    monitor: Monitor | None = None,
 ) -> ControlledUNet:
-    """Train on latents (4, N, C, h, w) of `latents.encode_images` and masks (N, S, S).
+    """Train the ControlNet, and what else of `controlled` requires gradients, on examples.
 
-    What the base has of frozen parts is read from `folder`'s cache. A share `prompt_dropout` of
-    the prompts is emptied: Table 1 asks for images without a prompt. `warmup`: share of the steps
-    in which the rate rises; `options` go to `training.fit`.
+    `folder` keeps the embeddings of the prompts, checkpoint and logs; `record` says what they are
+    valid for (see `training.fit`). A share `settings.prompt_dropout` of the prompts is emptied:
+    Table 1 needs images without a prompt.
     """
-    where, own = device(), share(batch)
-    pipe.to(where)
-    words, text_rows = cache.encode_prompts(pipe, [*prompts, ""], folder)
-    words = torch.from_numpy(np.array(words)).to(where)
-    if gradient_checkpointing:
+    pipe.to(device())
+    words, text_rows = encode_prompts(pipe, [*examples.prompts, ""], folder)
+    words = torch.from_numpy(np.array(words)).to(pipe.device)
+    batch, seed, masks = settings.batch, training.generator_seed, examples.masks
+    own = share(batch)
+    if training.gradient_checkpointing:
         controlled.unet.enable_gradient_checkpointing()
         controlled.controlnet.enable_gradient_checkpointing()
 
     def loss_at(model, step):
-        draw = generator_at(seed, step)
+        draw, place = generator_at(seed, step), words.device
         rows = batch_at(step, batch, len(masks), seed)
         flip = torch.randint(0, 4, (batch,), generator=draw)[own]
         text = text_rows[rows].clone()
-        text[torch.rand(batch, generator=draw) < prompt_dropout] = text_rows[-1]
+        text[torch.rand(batch, generator=draw) < settings.prompt_dropout] = text_rows[-1]
         rows = rows[own]
-        z = torch.from_numpy(latents[flip.numpy(), rows.numpy()]).to(where)
+        z = torch.from_numpy(examples.latents[flip.numpy(), rows.numpy()]).to(place)
         noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
         pairs = zip(flip.tolist(), rows.tolist(), strict=True)
-        control = hint(np.concatenate([flipped(masks[r : r + 1], f) for f, r in pairs])).to(where)
-        predicted = model(noisy, t, words[text[own]], control)
-        return denoising_loss(pipe.scheduler, predicted, target, t, min_snr)
+        hints = hints_of(np.concatenate([flipped(masks[r : r + 1], f) for f, r in pairs]))
+        predicted = model(noisy, t, words[text[own]], hints.to(place))
+        return denoising_loss(pipe.scheduler, predicted, target, t, training.min_snr)
 
-    rising = round(warmup * steps)
-    fit(
-        controlled,
-        loss_at,
-        folder,
-        steps=steps,
-        lr=lr,
-        record=record,
-        warmup=rising,
-        desc="ControlNet",
-        **options,
-        lower="controlnet_batch (and raise controlnet_accumulate), or set gradient_checkpointing",
-    )
-    if gradient_checkpointing:
+    extra = dict(decay=settings.decay, accumulate=settings.accumulate)
+    monitor = monitor or Monitor()
+    plan = schedule(settings, training, monitor, **extra)
+    lower = "controlnet_batch (and raise controlnet_accumulate), or set gradient_checkpointing"
+    options = dict(validate=monitor.validate, desc="ControlNet", lower=lower)
+    fit(controlled, loss_at, folder, plan, record, **options)
+    if training.gradient_checkpointing:
         controlled.unet.disable_gradient_checkpointing()
     return controlled
 
@@ -178,16 +185,16 @@ def ddim(denoise, scheduler, z: torch.Tensor, draws, *, steps: int, eta: float =
     return z
 
 
-def guide(controlled: ControlledUNet, text, seen, guided, empty, guidance: float):
+def guide(controlled: ControlledUNet, text, embedded, guided, empty, guidance: float):
     """A function of (z, t): predictions with embeddings `text`, classifier-free for rows `guided`.
 
-    `seen`: of `ControlledUNet.seen_once`; `empty`: the empty prompt's embeddings for these rows.
+    `embedded`: of `ControlledUNet.embedded`; `empty`: the empty prompt's embeddings for these rows.
     """
 
     def denoise(z, t):
-        predicted = controlled(z, t, text, seen).float()
+        predicted = controlled(z, t, text, embedded).float()
         if len(guided):
-            some = None if seen is None else seen[guided]
+            some = None if embedded is None else embedded[guided]
             without = controlled(z[guided], t, empty, some).float()
             predicted[guided] = without + guidance * (predicted[guided] - without)
         return predicted
@@ -201,65 +208,65 @@ def sample(
     controlled: ControlledUNet | None,
     masks: np.ndarray,
     prompts,
+    settings: Sampling,
     *,
     indices=None,
-    steps: int = 50,
-    guidance: float = 1.0,
-    eta: float = 0.0,
-    seed: int = 0,
-    batch: int = 32,
     precision: str = "no",
 ):
     """Yield one uint8 image (S, S, 3) for each mask (N, S, S) and prompt, by DDIM.
 
-    The image with number indices[i] (default: i) starts from noise that depends on `seed` and
-    that number alone, whatever batch size, order, or number of processes: it is the same up to
-    the rounding of sums. `guidance` is the classifier-free scale; samples whose prompt is empty
-    need no second pass, nor does anyone at scale 1. `controlled=None` samples the base alone.
+    The image with number indices[i] (default: i) starts from noise that depends on
+    `settings.sample_seed` and that number alone, whatever batch size, order, or number of
+    processes: it is the same up to the rounding of sums. `settings.guidance` is the
+    classifier-free scale; images with the empty prompt need no second pass, and at scale 1 none
+    does. `controlled=None` samples the base alone.
     """
-    where = pipe.unet.device
+    device, batch, seed = pipe.unet.device, settings.sample_batch, settings.sample_seed
     controlled = controlled or ControlledUNet(pipe.unet.to(memory_format=torch.channels_last))
     indices = range(len(masks)) if indices is None else indices
     size = masks.shape[1] // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, size, size)
-    words, rows = cache.encode_prompts(pipe, [*prompts, ""])
+    words, rows = encode_prompts(pipe, [*prompts, ""])
     none = rows[-1]
-    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for i in range(0, len(masks), batch):
-        control = hint(masks[i : i + batch]).to(where)
-        asked = rows[i : i + len(control)]
-        guided = torch.nonzero((asked != none) & (guidance != 1)).flatten().to(where)
+        hints = hints_of(masks[i : i + batch]).to(device)
+        own = rows[i : i + len(hints)]
+        guided = torch.nonzero((own != none) & (settings.guidance != 1)).flatten().to(device)
         draws = [generator_at(seed, int(n)) for n in indices[i : i + batch]]
-        noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(where)
-        text, empty = words[asked], words[none].expand(len(guided), -1, -1)
-
-        with memory("sample_batch"), torch.autocast(where.type, kind, enabled=precision != "no"):
-            with controlled.seen_once(control) as seen:
-                denoise = guide(controlled, text, seen, guided, empty, guidance)
-                z = ddim(denoise, pipe.scheduler, noise, draws, steps=steps, eta=eta)
+        noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(device)
+        text, empty = words[own], words[none].expand(len(guided), -1, -1)
+        steps = dict(steps=settings.ddim_steps, eta=settings.ddim_eta)
+        with memory("sample_batch"), torch.autocast(device.type, dtype, enabled=precision != "no"):
+            with controlled.embedded(hints) as embedded:
+                denoise = guide(controlled, text, embedded, guided, empty, settings.guidance)
+                z = ddim(denoise, pipe.scheduler, noise, draws, **steps)
         yield from decode_latents(pipe, z)
 
 
 def save(controlled: ControlledUNet, folder, **facts):
     """Write a ControlNet as a diffusers directory (safetensors), with its record.
 
-    A decoder that was trained too makes a UNet of its own, in `folder`/unet.
+    If the base's decoder was trained too, the whole UNet is saved, in `folder`/unet.
     """
+    shutil.rmtree(folder / "unet", ignore_errors=True)
     if any(p.requires_grad for p in controlled.unet.parameters()):
         controlled.unet.save_pretrained(folder / "unet")
+        record(folder / "unet" / WEIGHTS)
     controlled.controlnet.save_pretrained(folder)
     write_json(folder / "controlled.json", {"middle_only": controlled.middle_only})
-    record(folder / "diffusion_pytorch_model.safetensors", **facts)
+    record(folder / WEIGHTS, **facts)
 
 
 def load(pipe, folder) -> ControlledUNet:
     """What `save` wrote, on the base of `pipe`; InputError if there is none."""
     if not (folder / "config.json").exists():
         raise InputError(folder, "no ControlNet is saved here", "run notebooks/03_controlnet.ipynb")
-    unchanged(folder / "diffusion_pytorch_model.safetensors")
-    control = ControlNetModel.from_pretrained(folder)
-    own = (folder / "unet").exists()
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet") if own else pipe.unet
+    unchanged(folder / WEIGHTS)
+    control, unet = ControlNetModel.from_pretrained(folder), pipe.unet
+    if (folder / "unet").exists():
+        unchanged(folder / "unet" / WEIGHTS)
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     controlled = ControlledUNet(
         unet, control, read_json(folder / "controlled.json", {}).get("middle_only")
     )

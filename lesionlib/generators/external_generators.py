@@ -1,8 +1,9 @@
-"""Synthetic pairs of generators that are not ours.
+"""Synthetic pairs of other people's generators.
 
-`python -m lesionlib.generators.external_generators RUN NAME WHERE FIT` imports a set of them.
+`python -m lesionlib.generators.external_generators RUN NAME SOURCE FIT` imports a set of them.
 """
 
+import shutil
 import sys
 
 import numpy as np
@@ -18,13 +19,13 @@ from lesionlib.segmentation import reference
 TRAINED_ON = "trained_on.csv"
 
 
-def has_generated(where) -> bool:
-    """Whether somebody's folder holds images for the masks of S-test, WHERE/generated."""
-    return (resolve(where) / "generated").is_dir()
+def has_generated(source) -> bool:
+    """Whether a folder of pairs holds images for the masks of S-test, SOURCE/generated."""
+    return (resolve(source) / "generated").is_dir()
 
 
 def _images_by_id(folder, ids, size, fit):
-    """Images (n, size, size, 3) of `folder`, whose files are called by `ids`."""
+    """Images (n, size, size, 3) of `folder`, whose files are named after `ids`."""
     files = catalogue.image_files(folder, "--synthetic")[0]
     missing = [name for name in ids if name not in files]
     if missing:
@@ -32,60 +33,59 @@ def _images_by_id(folder, ids, size, fit):
             folder,
             f"{len(missing)} of the {len(ids)} masks of S-test have no image, "
             f"{missing[0]} among them",
-            "call each image by the mask's name",
+            "name each image after its mask",
         )
     return np.stack([curation.read_image(files[name], size, fit) for name in ids])
 
 
-def read(run, name: str, where, *, fit: str):
-    """Import somebody's synthetic pairs as synthetic/NAME and, if there, generated/NAME.
+def _trained_on(source, study, table, images) -> list | None:
+    """Ids of the generator's training images; None if they are not listed.
 
-    `where` holds images/ and masks/ of one stem each; generated/ID.png, optional, are images for
-    the masks of S-test; trained_on.csv, optional, lists the ids (column id) of the generator's
+    Then InputError if one of its `images`, whose files are in `table`, is a copy of one of S.
+    """
+    listed = resolve(source) / TRAINED_ON
+    if listed.exists():
+        return catalogue.read_table(listed, "--synthetic")["id"].tolist()
+    held_out = study.images[(study.table["split"] != "G").to_numpy()]
+    copies = duplicates.copies(held_out, images)
+    if len(copies):
+        raise InputError(
+            table["image"][copies["made"].iloc[0]],
+            "it shows a picture of S",
+            f"train the generator on G only and list its images in {TRAINED_ON}",
+        )
+    return None
+
+
+def read(run, name: str, source, *, fit: str):
+    """Import synthetic pairs of another generator as synthetic/NAME and, if any, generated/NAME.
+
+    `source` holds images/ and masks/ with one pair per stem; generated/ID.png, optional, are images
+    for the masks of S-test; trained_on.csv, optional, lists the ids (column id) of the generator's
     training images. Without it, a synthetic image that shows a picture of S is an InputError, as a
-    listed image of S is for the notebooks (`leakage`).
+    listed image of S is for the notebooks (`leakage`). All of it is read at every call; what the
+    source no longer has is removed.
     """
     study, folder, segmenter = dataset.load(run), resolve(run), reference.load(run)
-    work, size = folder / "checkpoints" / "elsewhere" / name, study.images.shape[1]
-    table, images, masks = read_pairs(where, size, fit, work)
-    listed = resolve(where) / TRAINED_ON
-    trained_on = None
-    if listed.exists():
-        trained_on = catalogue.read_table(listed, "--synthetic")["id"].tolist()
+    size, test = study.images.shape[1], study.part("S-test")
+    work = folder / "checkpoints" / "external_generators" / name
+    table, images, masks = read_pairs(source, size, fit, work)
+    facts = {"trained_on": _trained_on(source, study, table, images), "data": study.fingerprint}
+    model = digest(images, masks)
+
+    def write(target, images, masks):
+        inputs = {"images": digest(images)}
+        words, settings = [""] * len(masks), {"from": str(source)}
+        request = sets.Request(target, masks, words, (), model, "", settings, inputs)
+        sets.fill(request, lambda numbers: iter(images[numbers]), segmenter, **facts)
+
+    write(folder / "synthetic" / name, images, masks)
+    target = folder / "generated" / name
+    if has_generated(source):
+        ids = test.table["id"]
+        write(target, _images_by_id(resolve(source) / "generated", ids, size, fit), test.masks)
     else:
-        held = study.images[(study.table["split"] != "G").to_numpy()]
-        copies = duplicates.copies(held, images)
-        if len(copies):
-            raise InputError(
-                table["image"][copies["made"].iloc[0]],
-                "it shows a picture of S",
-                f"train the generator on G only and list its images in {TRAINED_ON}",
-            )
-    facts = dict(
-        seed="", settings={"from": str(where)}, model=digest(images, masks), segmenter=segmenter
-    )
-    options = facts | {"trained_on": trained_on, "data": study.fingerprint}
-    sets.fill(
-        folder / "synthetic" / name,
-        masks,
-        [""] * len(masks),
-        lambda i: iter(images[i]),
-        key=facts["model"],
-        desc=name,
-        **options,
-    )
-    if has_generated(where):
-        test = study.part("S-test")
-        made = _images_by_id(resolve(where) / "generated", test.table["id"], size, fit)
-        sets.fill(
-            folder / "generated" / name,
-            test.masks,
-            [""] * len(made),
-            lambda i: iter(made[i]),
-            key=digest(made),
-            desc=name,
-            **options,
-        )
+        shutil.rmtree(target, ignore_errors=True)
 
 
 if __name__ == "__main__":

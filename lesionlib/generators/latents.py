@@ -1,34 +1,24 @@
-"""What the locked parts of a base say of the data: computed once, kept on disk, memory-mapped.
+"""Outputs of the frozen parts of a base: computed once, kept on disk, memory-mapped.
 
 Latents of all images in their four flips, and embeddings of all distinct prompts. A training
 reads rows of them; neither autoencoder nor text encoder runs again.
 """
 
-import hashlib
-
 import numpy as np
 import torch
 
+from lesionlib.engine.code import code_digest
 from lesionlib.engine.files import atomic_write
 from lesionlib.engine.progress import progress
 from lesionlib.engine.provenance import digest, record, recorded
-from lesionlib.generators.base import encode, flipped, token_ids
-
-
-def weights_digest(module) -> str:
-    """A short SHA-256 of a module's names, shapes and values."""
-    total = hashlib.sha256()
-    for name, x in sorted(module.state_dict().items()):
-        total.update(f"{name}{x.dtype}{tuple(x.shape)}".encode())
-        total.update(x.detach().cpu().flatten().clone().view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
+from lesionlib.generators.base import PatchAutoencoder, encode, flipped, token_ids, weights_digest
 
 
 def _kept(path, shape, parts):
     """The float32 array of `shape` at `path`, memory-mapped; made of `parts` if it is not there.
 
-    `parts` yields (index, values) that fill it; only the main process makes it. One that was cut
-    short or changed is made anew.
+    `parts` yields (index, values) that fill it; only the main process makes it. A corrupt file is
+    rebuilt.
     """
     from accelerate import PartialState
 
@@ -48,10 +38,12 @@ def _kept(path, shape, parts):
 def encode_images(pipe, images: np.ndarray, folder, batch: int = 32) -> np.ndarray:
     """Scaled latents (4, N, C, h, w) of images (N, S, S, 3) and their flips (`base.flipped`).
 
-    The file in `folder` is named after autoencoder and images, so that it is never a wrong one.
-    Latents are the mean of the autoencoder's distribution, not a draw from it.
+    The name of the file in `folder` depends on the autoencoder, its code and the images, so that a
+    file is never outdated. Latents are the mean of the autoencoder's distribution, not a draw from
+    it.
     """
-    name = digest(weights_digest(pipe.vae), pipe.vae.config.scaling_factor, images)
+    code = code_digest(encode, flipped, PatchAutoencoder)
+    name = digest(code, weights_digest(pipe.vae), pipe.vae.config.scaling_factor, images)
     first = encode(pipe, images[:1])
 
     def parts():
@@ -67,20 +59,20 @@ def encode_images(pipe, images: np.ndarray, folder, batch: int = 32) -> np.ndarr
 def encode_prompts(pipe, prompts, folder=None, batch: int = 64):
     """Embeddings (U, 77, D) of the distinct prompts, and the row (B,) of each prompt.
 
-    With `folder` a memory-mapped array, without a torch tensor on the text encoder's device.
+    With `folder` a memory-mapped array, else a tensor on the text encoder's device.
     """
     distinct, rows = np.unique(np.asarray(list(prompts), dtype=str), return_inverse=True)
-    ids, where = token_ids(pipe, distinct), pipe.text_encoder.device
+    ids, device = token_ids(pipe, distinct), pipe.text_encoder.device
 
     def parts():
         for i in range(0, len(ids), batch):
-            words = pipe.text_encoder(ids[i : i + batch].to(where))[0].float()
+            words = pipe.text_encoder(ids[i : i + batch].to(device))[0].float()
             yield slice(i, i + len(words)), words
 
     rows = torch.from_numpy(rows.reshape(-1))
     if folder is None:
         return torch.cat([words for _, words in parts()]), rows
-    name = digest(weights_digest(pipe.text_encoder), ids.numpy())
+    name = digest(code_digest(token_ids), weights_digest(pipe.text_encoder), ids.numpy())
     shape = (*ids.shape, pipe.text_encoder.config.hidden_size)
     kept = ((index, words.cpu().numpy()) for index, words in parts())
     return _kept(folder / f"prompts-{name}.npy", shape, kept), rows

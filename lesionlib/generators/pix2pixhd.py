@@ -2,36 +2,31 @@
 
 Paper: Wang et al. 2018, "High-resolution image synthesis and semantic manipulation with
 conditional GANs" (arXiv 1711.11585). Reference implementation: github.com/NVIDIA/pix2pixHD at
-14b3b3c. The same functions, written anew: parameters carry the names of its checkpoints, so
-that weights pass in both directions. Instance normalisation has neither weights nor state.
+14b3b3c. This is an independent implementation of the same functions. Parameters carry the
+names of its checkpoints, so that weights can be exchanged in both directions. Instance
+normalisation has neither weights nor state.
 """
 
-import math
 import pickle
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
 
 from lesionlib.data.dataset import resized
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import Log, atomic_write, read_json, write_json
-from lesionlib.engine.progress import progress
-from lesionlib.engine.training import (
-    Stop,
-    batch_at,
-    generator_at,
-    load_checkpoint,
-    memory,
-    save_checkpoint,
-)
+from lesionlib.engine.files import atomic_write, read_json, write_json
+from lesionlib.engine.settings import Pix2PixHD, Training
+from lesionlib.engine.training import Files, Loop, Schedule, Task, batch_at, device, generator_at
 
-WIDEST = 512  # channels of the discriminator at most
+WIDEST = 512  # largest number of channels of the discriminator
 VGG_SLICES = ((0, 2), (2, 7), (7, 12), (12, 21), (21, 30))  # up to relu1_1, 2_1, 3_1, 4_1, 5_1
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+SCALES = 2  # of the discriminator, without enhancers
+LAMBDA_FEAT = 10.0  # weight of feature matching and VGG loss
 
 
 def _norm_relu(channels):
@@ -64,7 +59,7 @@ def _pyramid(x, levels):
 
 
 class ResidualBlock(nn.Module):
-    """x + two 3x3 convolutions of x with reflected borders; (B, channels, H, W) stays so."""
+    """x + two 3x3 convolutions of x with reflected borders; keeps the shape (B, channels, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -206,7 +201,7 @@ def load_reference_state_dict(model: nn.Module, state_dict: dict) -> nn.Module:
     """Load a state dict of the reference into a generator, enhancer or discriminator.
 
     A discriminator's must come from a training with feature matching, the reference's default.
-    A `module.` that DataParallel put before every key is taken off. InputError names the keys
+    The prefix `module.` of DataParallel is removed from keys. InputError names the keys
     that are missing, superfluous or of another shape.
     """
     try:
@@ -371,8 +366,8 @@ def gradients(
     lambda_feat (feature matching + VGG). `precision` no, bf16 or fp16; `scale` is applied to what
     is differentiated.
     """
-    kind = torch.bfloat16 if precision == "bf16" else torch.float16
-    with torch.autocast(real.device.type, kind, enabled=precision != "no"):
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.autocast(real.device.type, dtype, enabled=precision != "no"):
         fake = generator(condition)
         pairs = torch.cat([condition.repeat(2, 1, 1, 1), torch.cat([fake.detach(), real])], dim=1)
         outputs = discriminator(pairs)
@@ -381,7 +376,7 @@ def gradients(
     losses = {"d_real": gan_loss(of_real, True), "d_fake": gan_loss(of_fake, False)}
     scale((losses["d_fake"] + losses["d_real"]) / 2).backward()
     discriminator.requires_grad_(False)
-    with torch.autocast(real.device.type, kind, enabled=precision != "no"):
+    with torch.autocast(real.device.type, dtype, enabled=precision != "no"):
         of_fake = discriminator(torch.cat([condition, fake], dim=1))
         if vgg is not None:
             losses["g_vgg"] = vgg(fake, real)
@@ -394,156 +389,114 @@ def gradients(
     return {name: loss.item() for name, loss in losses.items()}
 
 
+class Adversarial(Task):
+    """Generator and discriminator `both`, trained together by Adam on images and masks.
+
+    In the first `fixed_steps` only the modules `free` of the generator learn, if there are any;
+    then all do, with a new optimiser, as in the original.
+    """
+
+    desc, lower, digits = "Pix2PixHD", "pix2pixhd_batch or pix2pixhd_channels", 5
+    remedy = "lower pix2pixhd_lr, or set precision to no; then start again"
+
+    def __init__(self, both, data, settings: Pix2PixHD, training: Training, vgg=None, free=()):
+        self.data, self.settings, self.training, self.free = data, settings, training, free
+        both.to(device(), memory_format=torch.channels_last)
+        super().__init__(both, self._adam(both))
+        self.vgg = None if vgg is None else vgg.to(device())
+        self.scaler = torch.amp.GradScaler(device().type, enabled=training.precision == "fp16")
+        self.fixed_steps = settings.fixed_steps if free else 0
+        self.columns = ["d_real", "d_fake", "g_gan", "g_feat", *["g_vgg"] * (vgg is not None), "lr"]
+
+    def _adam(self, both):
+        lr = self.settings.lr
+        return torch.optim.Adam(both.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
+
+    def begin(self, start):
+        if start < self.fixed_steps:
+            self.model[0].requires_grad_(False)
+            for module in self.free:
+                module.requires_grad_(True)
+
+    def before(self, step):
+        if step == self.fixed_steps and self.fixed_steps:
+            self.model.requires_grad_(True)
+            self.optimiser = self._adam(self.model)
+
+    def gradients(self, step):
+        seed, precision = self.training.generator_seed, self.training.precision
+        real, condition = (
+            x.to(device(), memory_format=torch.channels_last)
+            for x in batch_of(*self.data, step, self.settings.batch, seed)
+        )
+        given = LAMBDA_FEAT, self.vgg, precision, self.scaler.scale
+        yield gradients(*self.model, real, condition, *given)
+
+    def update(self):
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+    def state(self):
+        return super().state() | {"scaler": self.scaler.state_dict()}
+
+    def load(self, state):
+        super().load(state)
+        self.scaler.load_state_dict(state["scaler"])
+
+    def finish(self):
+        self.model.requires_grad_(True)
+        return self.model[0].eval()
+
+
 def train(
     images: np.ndarray,
     masks: np.ndarray,
     out_dir,
-    *,
-    steps: int,
-    batch: int,
-    base_channels: int,
-    n_downsample: int,
-    n_blocks: int,
-    disc_channels: int,
-    seed: int,
+    settings: Pix2PixHD,
+    training: Training,
     record: dict,
-    n_enhancers: int = 0,
-    fine_steps: int = 0,
-    fixed_steps: int = 0,
-    n_blocks_local: int = 3,
-    n_scales: int = 2,
-    **options,
-):
+    *,
+    vgg: VGGLoss | None = None,
+    log_every: int = 10,
+) -> nn.Module:
     """Train a generator on uint8 images (N, S, S, 3) and masks (N, S, S) of 0 and 1.
 
-    Without enhancers: the global generator, `steps` steps. With them, coarse to fine (Wang et al.
+    A constant rate for half of the steps, then linear to zero. Without enhancers: the global
+    generator, `steps` steps. With them, coarse to fine (Wang et al.
     2018, Sec. 3.1): the global generator on images reduced 2 ** n_enhancers times, then the
-    enhancer on all of it for `fine_steps` steps, in whose first `fixed_steps` the part that was
-    trained before stays fixed. The discriminator takes its scales along.
+    enhancer on the full images for `fine_steps` steps, in whose first `fixed_steps` the part that
+    was trained before stays fixed. The discriminator takes its scales along.
 
-    `out_dir` gets `checkpoint.pt` (written aside, then renamed) and `log.csv` (mean losses of
-    `log_every` steps, not yet times lambda_feat); the first of two stages, `out_dir`/coarse.
-    Called again with the same `record` it goes on where it stopped, on a CPU bit for bit, or
-    returns at once when it was done; with another (settings, data, code; JSON-able) it starts
-    afresh. ValueError for shapes that do not fit. `options` go to `stage`.
+    `out_dir` gets `checkpoint.pt` and `log.csv` (mean losses of `log_every` steps, not yet times
+    LAMBDA_FEAT); the first of two stages, `out_dir`/coarse. `record`: see `training.Loop`.
+    ValueError for shapes that do not fit.
     """
-    sizes = (base_channels, n_downsample, n_blocks, disc_channels, n_scales, seed)
-    check(images, masks, n_downsample + n_enhancers)
-    both, out_dir, common = networks(*sizes), Path(out_dir), dict(options, batch=batch, seed=seed)
-    if not n_enhancers:
-        return stage(both, images, masks, out_dir, steps=steps, record=record, **common)
-    small = resized(images, masks, images.shape[1] // 2**n_enhancers)
-    stage(both, *small, out_dir / "coarse", steps=steps, record=record, **common)
-    fine = networks(*sizes, n_enhancers, n_blocks_local)
+    number, data = settings.enhancers, (images, masks)
+    check(*data, settings.downsample + number)
+    sizes = (settings.channels, settings.downsample, settings.blocks, settings.disc_channels,
+             SCALES, training.generator_seed)  # fmt: skip
+    both, out_dir = networks(*sizes), Path(out_dir)
+    plan = dict(decay="linear", save_every=training.save_every, log_every=log_every)
+
+    def stage(task, folder, steps):
+        files = Files(folder / "checkpoint.pt", folder / "log.csv")
+        return Loop(task, files, Schedule(steps, settings.lr, **plan), record).run()
+
+    if not number:
+        task = Adversarial(both, data, settings, training, vgg)
+        return stage(task, out_dir, settings.steps)
+    small = resized(*data, images.shape[1] // 2**number)
+    task = Adversarial(both, small, settings, training, vgg)
+    stage(task, out_dir / "coarse", settings.steps)
+    fine = networks(*sizes, number)
     trained = both.state_dict()  # by name and shape, as the original takes a global network along
     own = fine.state_dict()
     fine.load_state_dict(
         own | {k: x for k, x in trained.items() if k in own and own[k].shape == x.shape}
     )
-    last = [fine[0].get_submodule(f"model{n_enhancers}_{i}") for i in (1, 2)]
-    return stage(
-        fine,
-        images,
-        masks,
-        out_dir,
-        steps=fine_steps,
-        fixed_steps=fixed_steps,
-        free=last,
-        record=record,
-        **common,
-    )
-
-
-def stage(
-    both,
-    images,
-    masks,
-    out_dir,
-    *,
-    steps: int,
-    batch: int,
-    seed: int,
-    record: dict,
-    lr: float = 2e-4,
-    lambda_feat: float = 10.0,
-    vgg: VGGLoss | None = None,
-    device="cpu",
-    precision: str = "no",
-    fixed_steps: int = 0,
-    free=(),
-    save_every: int = 500,
-    log_every: int = 10,
-) -> nn.Module:
-    """One stage of `train`: Adam at `lr`, constant for half of the steps, then linear to zero.
-
-    In the first `fixed_steps` only the modules `free` of the generator learn; then all do, with a
-    new optimiser, as in the original. Returns the generator; trains both networks of `both`.
-    """
-    both.to(device, memory_format=torch.channels_last)
-
-    def adam():
-        return torch.optim.Adam(both.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
-
-    optimiser, scaler = (
-        adam(),
-        torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16"),
-    )
-    path, start, sums = out_dir / "checkpoint.pt", 0, {}
-    if (state := load_checkpoint(path, record)) is not None:
-        both.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        start, sums = state["step"], state["sums"]
-    if start < fixed_steps:
-        both[0].requires_grad_(False)
-        for module in free:
-            module.requires_grad_(True)
-    fields = ["step", "d_real", "d_fake", "g_gan", "g_feat", *["g_vgg"] * (vgg is not None), "lr"]
-    log = Log(out_dir / "log.csv", fields, start)
-    vgg = None if vgg is None else vgg.to(device)
-    bar = progress(range(start, steps), desc="Pix2PixHD", total=steps, initial=start)
-    with Stop() as stop, memory("pix2pixhd_batch or pix2pixhd_channels"):
-        for step in bar:
-            if step == fixed_steps and fixed_steps:
-                both.requires_grad_(True)
-                optimiser = adam()
-            rate = lr * min(1.0, 2 * (1 - step / steps))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            real, condition = (
-                x.to(device, memory_format=torch.channels_last)
-                for x in batch_of(images, masks, step, batch, seed)
-            )
-            optimiser.zero_grad(set_to_none=True)
-            losses = gradients(*both, real, condition, lambda_feat, vgg, precision, scaler.scale)
-            scaler.step(optimiser)
-            scaler.update()
-            sums = {name: sums.get(name, 0.0) + loss for name, loss in losses.items()}
-            if not all(map(math.isfinite, losses.values())):
-                raise InputError(
-                    path,
-                    f"a loss is no number any more at step {step + 1}: {losses}",
-                    "lower pix2pixhd_lr, or set precision to no; then start again",
-                )
-            if (step + 1) % log_every == 0:
-                means = {name: f"{value / log_every:.5g}" for name, value in sums.items()}
-                log.add(step=step + 1, lr=f"{rate:.4g}", **means)
-                bar.set_postfix(means)
-                sums = {}
-            if (step + 1) % save_every == 0 or step + 1 == steps or stop.asked:
-                save_checkpoint(
-                    path,
-                    model=both.state_dict(),
-                    optimiser=optimiser.state_dict(),
-                    scaler=scaler.state_dict(),
-                    step=step + 1,
-                    sums=sums,
-                    record=record,
-                )
-            if stop.asked and step + 1 < steps:
-                raise stop.error(path, step + 1)
-    both.requires_grad_(True)
-    return both[0].eval()
+    last = [fine[0].get_submodule(f"model{number}_{i}") for i in (1, 2)]
+    task = Adversarial(fine, data, settings, training, vgg, last)
+    return stage(task, out_dir, settings.fine_steps)
 
 
 def check(images, masks, n_downsample: int):
@@ -574,7 +527,7 @@ def generate(generator: nn.Module, masks: np.ndarray, batch: int = 16, device="c
 def save(generator: nn.Module, folder):
     """Write `model.safetensors` and `config.json` (the constructor's arguments) into `folder`."""
     with atomic_write(Path(folder) / "model.safetensors") as temporary:
-        save_file({key: x.contiguous() for key, x in generator.state_dict().items()}, temporary)
+        save_model(generator, temporary)
     write_json(Path(folder) / "config.json", generator.config)
 
 
@@ -584,5 +537,5 @@ def load(folder) -> nn.Module:
     if config is None or not path.exists():
         raise InputError(folder, "no Pix2PixHD generator is saved here", "train it first")
     generator = (LocalEnhancer if "n_enhancers" in config else GlobalGenerator)(**config)
-    generator.load_state_dict(load_file(path))
+    load_model(generator, path)
     return generator.eval()

@@ -1,6 +1,8 @@
-"""Synthetic image-mask pairs: what is asked of the generators, and the folders they fill."""
+"""Synthetic image-mask pairs: the folders that generators fill."""
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -9,10 +11,11 @@ import pandas as pd
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import InputError, require
 from lesionlib.engine.files import atomic_write, read_json, resolve, write_csv, write_json
 from lesionlib.engine.progress import progress
-from lesionlib.engine.provenance import digest, file_digest, record, recorded, unchanged
+from lesionlib.engine.provenance import digest, file_digest, recorded, unchanged
 
 
 def _write_png(path, array, facts=None):
@@ -29,77 +32,102 @@ def check(path, image: np.ndarray):
         raise InputError(
             path,
             "the generator made a black or constant image",
-            "look at its training log; a safety checker or a NaN blackens images",
+            "check its training log; a safety checker or a NaN blackens images",
         )
 
 
-def begin(folder, key: str):
-    """Empty a folder that was filled for another `key`; every process that paints comes after."""
+@dataclass(frozen=True)
+class Request:
+    """A request for a set of image-mask pairs: what determines its images.
+
+    `masks` (n, S, S) of 0 and 1 and `prompts` in the order of the images' numbers; `code`: the
+    functions that make the images (`artefacts.Artefact`); `model`: a digest of the weights;
+    `seed` and `settings`: what the images depend on, which the manifest names too; `inputs`:
+    digests of what else they depend on.
+    """
+
+    folder: Path
+    masks: np.ndarray
+    prompts: list[str]
+    code: tuple
+    model: str
+    seed: int | str
+    settings: dict
+    inputs: dict
+
+    @cached_property
+    def artefact(self) -> Artefact:
+        """The manifest, which says that the set is complete."""
+        settings = {"seed": self.seed, **self.settings}
+        inputs = {"model": self.model, "prompts": digest(list(self.prompts)), **self.inputs}
+        inputs["masks"] = digest(self.masks)
+        return Artefact(self.folder / "manifest.csv", self.code, settings, inputs)
+
+    def table(self) -> pd.DataFrame:
+        """A row per pair: image, mask, prompt, index, seed, model, settings."""
+        names = [f"{i:06d}.png" for i in range(len(self.masks))]
+        table = pd.DataFrame({"image": names, "mask": names, "prompt": self.prompts})
+        table["index"] = table.index
+        settings = json.dumps(self.settings, sort_keys=True)
+        return table.assign(seed=self.seed, model=self.model, settings=settings)
+
+
+def begin(request: Request):
+    """Delete images of other code, settings or inputs; every process that generates comes after.
+
+    So are images that were modified since the manifest was written.
+    """
+    folder, key = request.folder, request.artefact.key
     if read_json(folder / "key.json") != {"key": key}:
         for old in [*folder.glob("images/*.png"), folder / "manifest.csv"]:
             old.unlink(missing_ok=True)
         write_json(folder / "key.json", {"key": key})
+    elif request.artefact.path.exists() and request.artefact.is_current():
+        for path, known in _listed(folder, pd.read_csv(request.artefact.path)):
+            if not path.exists() or file_digest(path) != known:
+                print(f"WARNING: {path}: it is corrupt (truncated or modified); it is rebuilt")
+                (folder / "images" / path.name).unlink(missing_ok=True)
 
 
-def paint(
-    folder,
-    masks,
-    prompt_list,
-    make,
-    desc: str,
-    *,
-    seed: int,
-    model: str,
-    settings: dict,
-    share: tuple = (0, 1),
-    block: int = 1,
-):
-    """Write the images that are missing in `folder`/images, and all masks; returns their table.
+def _listed(folder, manifest: pd.DataFrame):
+    """(path, digest) of every image and mask in a manifest."""
+    for part, column, digests in (("images", "image", "sha256"), ("masks", "mask", "mask_sha256")):
+        for name, known in zip(manifest[column], manifest[digests], strict=True):
+            yield folder / part / name, known
 
-    `share` (i, n): of n processes the i-th, which paints every n-th `block` of images; where a
+
+def paint(request: Request, make, share: tuple = (0, 1), block: int = 1) -> pd.DataFrame:
+    """Write the images that are missing in the set's folder, with their masks; returns its table.
+
+    `share` (i, n): of n processes the i-th, which makes every n-th `block` of images; where a
     block is a batch, images do not depend on n.
     """
-    table = pd.DataFrame({"image": [f"{i:06d}.png" for i in range(len(masks))]})
-    table["mask"], table["prompt"], table["index"] = table["image"], prompt_list, table.index
-    table = table.assign(seed=seed, model=model, settings=json.dumps(settings, sort_keys=True))
+    table, folder = request.table(), request.folder
     paths = [folder / "images" / name for name in table["image"]]
-    own = [i for i in range(len(masks)) if i // block % share[1] == share[0]]
+    own = [i for i in range(len(table)) if i // block % share[1] == share[0]]
     missing = [i for i in own if not paths[i].exists()]
     images, done = make(missing), len(own) - len(missing)
+    desc = f"{folder.parent.name}/{folder.name}"
     for i in progress(missing, desc=desc, total=len(own), initial=done):
         image = next(images)
         check(paths[i], image)
-        _write_png(folder / "masks" / paths[i].name, masks[i] * 255)
+        _write_png(folder / "masks" / paths[i].name, request.masks[i] * 255)
         _write_png(paths[i], image, table.iloc[i].to_dict())
     return table
 
 
-def fill(
-    folder,
-    masks: np.ndarray,
-    prompt_list,
-    make,
-    key: str,
-    desc: str,
-    *,
-    seed: int,
-    model: str,
-    settings: dict,
-    segmenter=None,
-    **facts,
-):
-    """Write an image for every mask into `folder`/images and /masks, and a manifest.
+def fill(request: Request, make, segmenter=None, **facts):
+    """Write an image for every mask into the set's folder/images and /masks, and a manifest.
 
     `make(indices)` yields the images (S, S, 3) with these numbers. Images that an interrupted run
-    with the same `key` (all that determines them) left behind are kept; a black or constant one
-    stops the run (InputError). Every image carries prompt, mask, number, seed, `model` (a digest
-    of its weights) and `settings` in its PNG text and in the manifest, which also has
-    mask_fidelity, the Dice of `segmenter` with the mask, to filter by. The manifest is written
-    last: it says that the set is complete.
+    left behind are kept if nothing that determines them has changed; a black or constant one stops
+    the run (InputError). Every image carries prompt, mask, number, seed, `model` and `settings` in
+    its PNG text and in the manifest, which also has mask_fidelity, the Dice of `segmenter` with
+    the mask, to filter by. The manifest is written last: it says that the set is complete. `facts`
+    are added to its record.
     """
-    folder = Path(folder)
-    begin(folder, key)
-    table = paint(folder, masks, prompt_list, make, desc, seed=seed, model=model, settings=settings)
+    begin(request)
+    table, folder, masks = paint(request, make), request.folder, request.masks
     paths = [folder / "images" / name for name in table["image"]]
     table["sha256"] = [file_digest(path) for path in paths]
     table["mask_sha256"] = [file_digest(folder / "masks" / path.name) for path in paths]
@@ -111,9 +139,14 @@ def fill(
             ]
         )
     write_csv(folder / "manifest.csv", table)
-    images = digest(table["sha256"].tolist())
-    facts = dict(facts, seed=seed, model=model, parameters=settings)
-    record(folder / "manifest.csv", key=key, images=images, n=len(masks), **facts)
+    request.artefact.record(
+        pairs=digest(table[["sha256", "mask_sha256"]].to_numpy().tolist()),
+        n=len(masks),
+        seed=request.seed,
+        model=request.model,
+        parameters=request.settings,
+        **facts,
+    )
 
 
 def read_images(paths) -> np.ndarray:
@@ -124,37 +157,56 @@ def read_images(paths) -> np.ndarray:
 def load(folder, notebook: str):
     """Images (n, S, S, 3), masks (n, S, S) of 0 and 1, and fingerprint of a filled folder.
 
-    InputError names what is missing, or was cut short or changed since.
+    The fingerprint is of both, images and masks. InputError names what is missing or corrupt.
     """
     folder = Path(folder)
     manifest = pd.read_csv(unchanged(require(folder / "manifest.csv", notebook)))
-    for kind, column in (("images", "image"), ("masks", "mask")):
-        wanted = manifest["sha256" if kind == "images" else "mask_sha256"]
-        for name, sha256 in zip(manifest[column], wanted, strict=True):
-            path = require(folder / kind / name, notebook)
-            if file_digest(path) != sha256:
-                raise InputError(
-                    path,
-                    "it was cut short or changed",
-                    "delete it and manifest.csv, then start again: it is made anew",
-                )
+    for path, known in _listed(folder, manifest):
+        if file_digest(require(path, notebook)) != known:
+            raise InputError(
+                path,
+                "it is corrupt (truncated or modified)",
+                "delete it and manifest.csv, then start again: it is rebuilt",
+            )
     images = read_images([folder / "images" / name for name in manifest["image"]])
     masks = [cv2.imread(str(folder / "masks" / n), cv2.IMREAD_GRAYSCALE) for n in manifest["mask"]]
-    fingerprint = read_json(require(folder / "manifest.csv.json", notebook))["images"]
+    fingerprint = read_json(require(folder / "manifest.csv.json", notebook))["pairs"]
     return images, (np.stack(masks) > 127).astype(np.uint8), fingerprint
 
 
 def made_by(name: str) -> str:
-    """The notebook that makes a set; sets from elsewhere come with ./run_all.sh --synthetic."""
+    """The notebook that makes a set; those of others come with ./run_all.sh --synthetic."""
     return "04_pix2pixhd" if name == "pix2pixhd" else "03_controlnet"
 
 
-def with_facts(run, name: str):
-    """A run's synthetic set for training: (images, masks, mask_fidelity), record, fingerprint."""
+@dataclass(frozen=True)
+class Pairs:
+    """A synthetic set for training segmentation networks."""
+
+    images: np.ndarray  # (n, S, S, 3)
+    masks: np.ndarray  # (n, S, S) of 0 and 1
+    fidelity: np.ndarray  # (n,) Dice of the reference segmenter
+    facts: dict  # the record of the manifest
+    fingerprint: str  # of images and masks
+
+    def determining(self, method: str) -> str:
+        """A digest of what a method that trains on these pairs depends on.
+
+        One that ends in "_best" takes the pairs of the highest fidelity first: there their order
+        counts too.
+        """
+        if not method.endswith("_best"):
+            return self.fingerprint
+        return digest(self.fingerprint, np.argsort(-self.fidelity, kind="stable").tolist())
+
+
+def load_pairs(run, name: str) -> Pairs:
+    """The synthetic set `name` of a run; InputError as `load`."""
     folder = resolve(run) / "synthetic" / name
     images, masks, fingerprint = load(folder, made_by(name))
     fidelity = pd.read_csv(folder / "manifest.csv")["mask_fidelity"].to_numpy()
-    return (images, masks, fidelity), read_json(folder / "manifest.csv.json"), fingerprint
+    facts = read_json(folder / "manifest.csv.json")
+    return Pairs(images, masks, fidelity, facts, fingerprint)
 
 
 def remark(run, method: str) -> str:

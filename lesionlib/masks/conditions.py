@@ -1,4 +1,4 @@
-"""What is asked of the generators: masks and prompts of the synthetic pairs."""
+"""The conditions of the synthetic pairs: the masks and prompts that the generators are given."""
 
 import numpy as np
 import pandas as pd
@@ -10,70 +10,71 @@ from lesionlib.engine.provenance import digest, record
 from lesionlib.masks.recipe import MODES, random_masks
 
 
-def draw(run, study, *, n, size, mode, seed, prompt, details, draw, **facts):
-    """Draw `n` masks and prompts for both generators and write them to data/conditions*.
+def draw(run, study, settings, **facts) -> tuple[np.ndarray, list[str]]:
+    """Draw masks and prompts for both generators and write them to data/conditions*.
 
-    Masks are made by `mode` (masks.MODES); labels are drawn from G by `draw` (joint, uniform, or
-    a CSV of wishes), sizes and positions in prompts are those of the masks. Row i depends on seed
-    and i alone. Returns masks (n, size, size) and the prompts.
+    Uses the groups `data`, `design` and `masks` of `settings`: as many pairs as the largest of
+    `synthetic_amounts`, masks of `mask_mode` (`recipe.MODES`), labels drawn from G by
+    `prompt_draw` (joint, uniform, or the path of a CSV, see `catalogue.read_wishes`). Sizes and
+    positions in prompts describe the drawn masks. Row i depends only on `mask_seed` and i; `facts`
+    go into the record. Returns masks (n, size, size) and prompts.
     """
-    folder = resolve(run) / "data"
-    generator_part = study.part("G")
-    shapes = random_masks(n, size, seed=seed, mode=mode, real=generator_part.masks)
-    wishes, how = generator_part.table, draw
-    if draw not in ("joint", "uniform"):
-        wishes, how = catalogue.read_wishes(draw), "weight"
-    labels = prompts.draw(wishes, n, seed, how)
-    texts = prompts.describe(labels, prompt, details, shapes)
-    write_npy(folder / "conditions.npy", shapes)
+    folder, generator_part = resolve(run) / "data", study.part("G")
+    n, size = max(settings.design.synthetic_amounts), settings.data.image_size
+    mode, seed = settings.design.mask_mode, settings.masks.mask_seed
+    masks = random_masks(n, size, seed=seed, mode=mode, real=generator_part.masks)
+    wishes, method = generator_part.table, settings.masks.prompt_draw
+    if method not in ("joint", "uniform"):
+        wishes, method = catalogue.read_wishes(method), "weight"
+    labels = prompts.draw(wishes, n, seed, method)
+    texts = prompts.describe(labels, settings.data.prompt, settings.data.prompt_details, masks)
+    write_npy(folder / "conditions.npy", masks)
     known = [name for name in catalogue.LABELS if name in labels]
     table = labels[known].assign(index=range(n), prompt=texts, mode=mode, seed=seed)
     write_csv(folder / "conditions.csv", table[["index", "prompt", "mode", "seed", *known]])
-    record(
-        folder / "conditions.csv",
-        data=study.fingerprint,
-        conditions=digest(shapes, texts),
-        mode=mode,
-        draw=draw,
-        seed=seed,
-        **facts,
-    )
-    return shapes, texts
+    facts |= {"mode": mode, "draw": settings.masks.prompt_draw, "seed": seed}
+    facts |= {"data": study.fingerprint, "conditions": digest(masks, texts)}
+    record(folder / "conditions.csv", **facts)
+    return masks, texts
 
 
-def load(run):
-    """Masks (n, S, S), prompts and fingerprint of the conditions; needs notebook 02."""
+def load(run) -> tuple[np.ndarray, list[str], str]:
+    """Masks (n, S, S), prompts and fingerprint of the conditions that notebook 02 has drawn.
+
+    Raises InputError if they are missing or corrupt.
+    """
     folder = resolve(run) / "data"
     table = pd.read_csv(require(folder / "conditions.csv", "02_masks"), keep_default_na=False)
     facts = read_json(require(folder / "conditions.csv.json", "02_masks"))
     path = require(folder / "conditions.npy", "02_masks")
     texts = table["prompt"].tolist()
     try:
-        shapes = np.load(path)
-    except ValueError:  # cut short
-        shapes = np.empty(0)
-    if digest(shapes, texts) != facts["conditions"]:
+        masks = np.load(path)
+    except ValueError:  # truncated
+        masks = np.empty(0)
+    if digest(masks, texts) != facts["conditions"]:
         raise InputError(
             path,
-            "it or conditions.csv was cut short or changed",
+            "it or conditions.csv is corrupt (truncated or modified)",
             "delete both and run notebooks/02_masks.ipynb, or ./run_all.sh, again",
         )
-    return shapes, texts, facts["conditions"]
+    return masks, texts, facts["conditions"]
 
 
-def vary(run, study, name: str, n: int, prompt, details):
-    """Masks (n, S, S) and prompts of a control set: the first n that were asked, one thing changed.
+def vary(run, study, settings, name: str) -> tuple[np.ndarray, list[str]]:
+    """Masks (n, S, S) and prompts of a control set: the first conditions with one thing changed.
 
-    `name` as in `grid.control_sets`: controlnet_MODE draws masks by another mode, controlnet_empty
-    leaves the prompts empty, base changes neither (it is sampled without control).
+    `name` as in `grid.control_sets`: controlnet_MODE draws masks in another mode, controlnet_empty
+    empties the prompts, base changes neither (it is sampled without control). n is the smallest of
+    `settings.design.synthetic_amounts`.
     """
-    shapes, texts, _ = load(run)
-    kind = name.removeprefix("controlnet_")
-    if kind not in MODES:
-        return shapes[:n], [""] * n if kind == "empty" else texts[:n]
+    masks, texts, _ = load(run)
+    n, change = min(settings.design.synthetic_amounts), name.removeprefix("controlnet_")
+    if change not in MODES:
+        return masks[:n], [""] * n if change == "empty" else texts[:n]
     empty = {name: [""] for name in (*prompts.ATTRIBUTES, "age")}
     path = resolve(run) / "data" / "conditions.csv"
     table = pd.read_csv(path, nrows=n, keep_default_na=False, na_values=empty)
     real, seed = study.part("G").masks, int(table["seed"].iloc[0])
-    shapes = random_masks(n, shapes.shape[1], seed=seed, mode=kind, real=real)
-    return shapes, prompts.describe(table, prompt, details, shapes)
+    masks = random_masks(n, masks.shape[1], seed=seed, mode=change, real=real)
+    return masks, prompts.describe(table, settings.data.prompt, settings.data.prompt_details, masks)

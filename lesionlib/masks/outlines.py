@@ -1,11 +1,11 @@
-"""Lesion outlines fitted to real masks: the mask mode `fitted`, which goes beyond the paper.
+"""Lesion outlines fitted to real masks: the mask mode `fitted`, which the paper does not have.
 
 An outline is the logarithm of the radius around the lesion's centroid as a Fourier series of the
-angle. Where a lesion leaves the picture its outline is unknown: those angles do not count in the
-fit, the series goes on smoothly beyond the picture, and drawing cuts it off again. Size, position,
-the low harmonics and the roughness (scale of the high ones) are drawn together by a Gaussian
-copula with the marginals of the fitted masks, the high harmonics from their spectrum. No drawn
-outline is that of a real mask.
+angle. Where a lesion leaves the picture its outline is unknown: those angles are ignored in the
+fit, the series continues smoothly beyond the picture, and drawing cuts it off again. Size,
+position, the low harmonics and the roughness (scale of the high ones) are drawn jointly from a
+Gaussian copula with the marginals of the fitted masks, the high harmonics from their spectrum. No
+drawn outline is that of a real mask.
 """
 
 from dataclasses import dataclass
@@ -14,22 +14,23 @@ import cv2
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-LOW, HIGH = 3, 16  # harmonics that are drawn one by one; the highest there is
+LOW, HIGH = 3, 16  # number of harmonics in the copula; the highest harmonic
 ANGLES = 128
-SMOOTHNESS = 2e-4  # weight of the penalty on k^4 in the least squares
+SMOOTHNESS = 2e-4  # weight of the penalty k^4 on harmonic k in the least squares
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """What `fit` found: sorted values (m, d) of each number, their correlation, the spectrum."""
+    """The result of `fit`: marginals, correlation and spectrum of the outlines of m masks."""
 
-    marginals: np.ndarray  # (m, d): row, column, log radius, 2 * LOW harmonics, log roughness
+    # (m, d), columns sorted: row, column, log radius, LOW harmonics (cos, sin), log roughness
+    marginals: np.ndarray
     correlation: np.ndarray  # (d, d) of the normal scores
     spectrum: np.ndarray  # (HIGH - LOW,) standard deviation of each high harmonic's cosine and sine
 
 
 def _basis(angles: np.ndarray) -> np.ndarray:
-    """1, then cosine and sine of each harmonic, at `angles` (n,) in radians: (n, 1 + 2 HIGH)."""
+    """Columns 1, cosine and sine of each harmonic at `angles` (n,) in radians: (n, 1 + 2 HIGH)."""
     waves = [f(k * angles) for k in range(1, HIGH + 1) for f in (np.cos, np.sin)]
     return np.stack([np.ones_like(angles), *waves], axis=1)
 
@@ -37,7 +38,7 @@ def _basis(angles: np.ndarray) -> np.ndarray:
 def harmonics(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centroid (row, column) and the series (1 + 2 HIGH,) of log radius, in image sizes.
 
-    `mask` (S, S) of 0 and 1 holds a lesion; its outermost point counts in each direction.
+    `mask` (S, S) of 0 and 1 must hold a lesion; in each direction its outermost point counts.
     """
     size = len(mask)
     centre = np.argwhere(mask).mean(axis=0)
@@ -49,11 +50,11 @@ def harmonics(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     angle = np.arctan2(rows, columns)
     bins = ((angle / (2 * np.pi)) % 1 * ANGLES).astype(int) % ANGLES
     farthest, known = np.zeros(ANGLES), np.zeros(ANGLES)
-    for place in np.lexsort((radius, bins)):  # the farthest point of each direction comes last
+    for place in np.lexsort((radius, bins)):  # the farthest point of each direction last
         farthest[bins[place]], known[bins[place]] = radius[place], inside[place]
     filled = farthest > 0
     at = (np.arange(ANGLES) + 0.5) * 2 * np.pi / ANGLES
-    weights = known[filled] + 1e-3  # a lesion that fills the picture has some radius, too
+    weights = known[filled] + 1e-3  # so that a lesion that fills the picture has a radius
     basis, values = _basis(at[filled]), np.log(farthest[filled] / size)
     order = np.repeat(np.arange(HIGH + 1), 2)[1:]
     penalty = np.diag(SMOOTHNESS * order.astype(float) ** 4 * weights.sum() / 16)
@@ -62,7 +63,7 @@ def harmonics(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(masks: np.ndarray) -> Outlines:
-    """Outlines of masks (m, S, S) of 0 and 1; ValueError for fewer than 10 with a lesion."""
+    """Fit outlines to masks (m, S, S) of 0 and 1; ValueError if fewer than 10 hold a lesion."""
     found = [harmonics(mask) for mask in masks if mask.any()]
     if len(found) < 10:
         raise ValueError(f"only {len(found)} masks hold a lesion; a fit needs 10")
@@ -77,7 +78,7 @@ def fit(masks: np.ndarray) -> Outlines:
 
 
 def draw(rng, size: int, outlines: Outlines) -> np.ndarray:
-    """A lesion drawn from the fit: uint8 (size, size) of 0 and 1, cut off at the border."""
+    """Draw a lesion from the fit: uint8 (size, size) of 0 and 1, cut off at the border."""
     scores = rng.multivariate_normal(np.zeros(len(outlines.correlation)), outlines.correlation)
     levels = ndtr(scores) * (len(outlines.marginals) - 1)
     ranks = np.arange(len(outlines.marginals))
@@ -87,7 +88,7 @@ def draw(rng, size: int, outlines: Outlines) -> np.ndarray:
     angles = np.linspace(0, 2 * np.pi, 4 * ANGLES, endpoint=False)
     radius = np.exp(_basis(angles) @ np.concatenate([low, high]))
     points = centre[::-1] + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    fine = 4  # pixels per side of a pixel: areas are averaged
+    fine = 4  # subpixels per side of a pixel, averaged below
     canvas = np.zeros((fine * size, fine * size), np.uint8)
     corners = np.round((points * fine * size - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(canvas, [corners], 1, shift=4)

@@ -1,8 +1,8 @@
-"""Lesion masks from nothing or from real masks: the visual prompts of the synthetic images.
+"""Random lesion masks, drawn from scratch or from real ones: the generators' visual prompts.
 
-The recipe is that of Du et al. 2023 (arXiv 2310.02906), which gives the operations and their order
-but no numbers; those in `Recipe` are ours. Lengths are fractions of the image size, so a recipe
-means the same at every size; pixel centres lie at (index + 0.5) / size.
+The recipe follows Du et al. 2023 (arXiv 2310.02906), who state the operations and their order but
+no numbers; those in `Recipe` are ours. Lengths are fractions of the image size, so a recipe gives
+the same shapes at every size; pixel centres lie at (index + 0.5) / size.
 """
 
 import os
@@ -26,22 +26,24 @@ except ImportError:  # the same deformation by scipy, see `_sampled`
 HAVE_ELASTICDEFORM = deform_grid is not None
 MODES = ("paper", "real", "fitted")
 SCALES = (0.7, 1.3)  # mode real: range of the factor on lengths
-STRIP = 24  # rows of the parts in which masks are deformed
+STRIP = 24  # rows that are deformed at once
 SHIFT = 0.05  # mode real: largest shift per axis, in image sizes
-SMALLEST = 0.003  # mode fitted: least share of the image that a lesion covers
+SMALLEST = 0.003  # mode fitted: smallest lesion area, as a share of the image
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of the mask generator; lengths in image sizes. Mode real uses grid, displacement and
-    max_tries; mode fitted uses max_tries alone."""
+    """Parameters of the mask generator; lengths in image sizes.
 
-    min_radius: float = 0.10  # least radius of the circle, and least distance of centre to edge
+    Mode real uses only grid, displacement and max_tries; mode fitted only max_tries.
+    """
+
+    min_radius: float = 0.10  # smallest radius of the circle, and distance from centre to edge
     blur: float = 0.02  # standard deviation of the Gaussian blur
     grid: int = 4  # control points per side of the elastic deformation
     displacement: float = 0.06  # standard deviation of each control point's shift, per axis
     element: float = 0.05  # diameter of the elliptical element, rounded to an odd pixel count
-    max_tries: int = 50  # shapes drawn for one mask before giving up
+    max_tries: int = 50  # shapes drawn for one mask before InputError
 
     def __post_init__(self):
         if not 0 < self.min_radius < 0.5 or self.grid < 2 or self.max_tries < 1:
@@ -51,7 +53,7 @@ class Recipe:
 
 
 def _box(picture: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """Slices of the rows and columns that hold all nonzero pixels and `margin` more, in bounds."""
+    """Row and column slices around all nonzero pixels, widened by `margin` within the image."""
     left, top, width, height = cv2.boundingRect((picture != 0).view(np.uint8))
     return (
         slice(max(top - margin, 0), top + height + margin),
@@ -61,7 +63,7 @@ def _box(picture: np.ndarray, margin: int) -> tuple[slice, slice]:
 
 @cache
 def _weights(size: int, points: int) -> np.ndarray:
-    """(size, points): from control points to the cubic spline through them, at every pixel."""
+    """Matrix (size, points) from control points to the cubic spline through them at each pixel."""
     at = [np.linspace(0, points - 1, size)]
     return np.stack(
         [ndimage.map_coordinates(unit, at, order=3, mode="mirror") for unit in np.eye(points)],
@@ -70,7 +72,7 @@ def _weights(size: int, points: int) -> np.ndarray:
 
 
 def sources(shape, displacement: np.ndarray, window=np.s_[:, :]) -> list[np.ndarray]:
-    """Rows and columns where the pixels of `window` are sampled: x + d(x); see `elastic`."""
+    """Row and column coordinates x + d(x) at which `elastic` samples the pixels of `window`."""
     down, across = (
         _weights(s, g)[part].astype(displacement.dtype)
         for s, g, part in zip(shape, displacement.shape[1:], window, strict=True)
@@ -78,13 +80,15 @@ def sources(shape, displacement: np.ndarray, window=np.s_[:, :]) -> list[np.ndar
     rows, columns = (
         np.arange(s, dtype=displacement.dtype)[part] for s, part in zip(shape, window, strict=True)
     )
-    bent = np.einsum("ig,dgh->dih", down, displacement)  # no BLAS: its threads wait for ours
+    bent = np.einsum(
+        "ig,dgh->dih", down, displacement
+    )  # not BLAS, whose threads would compete with ours
     shifts = np.einsum("dih,hj->dij", bent, np.ascontiguousarray(across.T))
     return [rows[:, None] + shifts[0], columns + shifts[1]]
 
 
 def spline_coefficients(image: np.ndarray) -> np.ndarray:
-    """Those of the cubic spline through the float `image`; beyond 16 px of it they are < 1e-9."""
+    """Coefficients of the cubic spline through the float `image`; < 1e-9 beyond 16 px of it."""
     found, part = np.zeros_like(image), _box(image, 16)
     if image.any():
         found[part] = ndimage.spline_filter(image[part], 3, output=image.dtype, mode="mirror")
@@ -92,7 +96,7 @@ def spline_coefficients(image: np.ndarray) -> np.ndarray:
 
 
 def _sampled(coefficients, displacement, order, window):
-    """The pixels of `window` (two slices) of the deformed picture, given its coefficients."""
+    """The pixels of `window` (two slices) of the deformed picture, from its coefficients."""
     if HAVE_ELASTICDEFORM:
         return deform_grid(coefficients, displacement, order=order, prefilter=False, crop=window)
     return ndimage.map_coordinates(
@@ -106,9 +110,9 @@ def _sampled(coefficients, displacement, order, window):
 def elastic(image: np.ndarray, displacement: np.ndarray, order: int = 3) -> np.ndarray:
     """Float `image` (H, W) sampled at x + d(x), 0 outside; ValueError for integers at order > 0.
 
-    `displacement` (2, g, g) in pixels, rows first: shifts of control points that span the image
-    from its first to its last pixel, joined by a cubic spline (Ronneberger et al. 2015). Computed
-    by `elasticdeform.deform_grid`, or by scipy where that is missing.
+    `displacement` (2, g, g) holds the shifts, in pixels and rows first, of control points that span
+    the image from its first to its last pixel and are joined by a cubic spline (Ronneberger et al.
+    2015). Computed by `elasticdeform.deform_grid`, or by SciPy if that is not installed.
     """
     if order and image.dtype.kind != "f":
         raise ValueError(f"order {order} overshoots and wraps around in {image.dtype}; pass floats")
@@ -118,10 +122,10 @@ def elastic(image: np.ndarray, displacement: np.ndarray, order: int = 3) -> np.n
 
 
 def elastic_mask(image: np.ndarray, displacement: np.ndarray, order: int = 3) -> np.ndarray:
-    """`elastic(...) > 0.5` as uint8, sampled near the outline only.
+    """`elastic(...) > 0.5` as uint8, computed only near the outline.
 
-    A spline of order 3 or less is a weighted mean, with weights >= 0, of coefficients within 2 px.
-    Where all of them, or none, exceed 0.5 there is nothing to compute.
+    A spline of order 3 or less is a weighted mean, with non-negative weights, of the coefficients
+    within 2 px. Where all or none of these exceed 0.5, the result is known without sampling.
     """
     knots = spline_coefficients(image) if order > 1 else image
     near = np.ones((5, 5), np.uint8)
@@ -150,9 +154,9 @@ def circle(rng, size: int, recipe: Recipe) -> np.ndarray:
 
 
 def moved(rng, size: int, real: np.ndarray) -> np.ndarray:
-    """A random one of `real` (m, S, S), resized, rotated and shifted: float32 (size, size).
+    """One of the masks `real` (m, S, S) at random, resized, rotated and shifted: float32.
 
-    Resizing and rotation are about the lesion's centroid; what leaves the picture is cut.
+    Resizing and rotation keep the lesion's centroid; parts outside the (size, size) image are cut.
     """
     mask = real[rng.integers(len(real))].astype(np.float32)
     scale, angle = rng.uniform(*SCALES), rng.uniform(0, 2 * np.pi)
@@ -168,7 +172,7 @@ def moved(rng, size: int, real: np.ndarray) -> np.ndarray:
 
 
 def blurred(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, `sigma` in pixels, cut at 4 sigma, with nothing beyond the border."""
+    """Gaussian blur with `sigma` in pixels, truncated at 4 sigma, zeros beyond the border."""
     if not sigma or not picture.any():
         return picture.copy()
     reach = round(4 * sigma)
@@ -183,7 +187,7 @@ def opened_and_closed(mask: np.ndarray, diameter: float) -> np.ndarray:
     """Morphological opening, then closing, by an ellipse of `diameter` pixels, rounded to odd."""
     side = 2 * max(round((diameter - 1) / 2), 0) + 1
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    part, found = _box(mask, side), np.zeros_like(mask)  # it reaches half a side, and back
+    part, found = _box(mask, side), np.zeros_like(mask)  # each operation reaches half a side
     if mask.any():
         opened = cv2.morphologyEx(mask[part], cv2.MORPH_OPEN, element)
         found[part] = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, element)
@@ -206,9 +210,9 @@ def drawn_displacement(rng, size: int, recipe: Recipe) -> np.ndarray:
 
 
 def paper_shape(rng, size: int, recipe: Recipe, show: bool = False) -> dict[str, np.ndarray]:
-    """One try of mode paper: every step's picture (size, size), float or uint8 0/1, in order.
+    """One attempt in mode paper: the picture (size, size) after each step, float or uint8 0/1.
 
-    The elastic picture, of which a mask needs the outline only, is there if `show`.
+    The elastic picture is computed only if `show`: a mask needs it only near its outline.
     """
     start = circle(rng, size, recipe)
     blur = blurred(start, recipe.blur * size)
@@ -227,27 +231,27 @@ def paper_shape(rng, size: int, recipe: Recipe, show: bool = False) -> dict[str,
 
 
 def real_shape(rng, size: int, recipe: Recipe, real: np.ndarray) -> dict[str, np.ndarray]:
-    """One try of mode real: pictures (size, size), float or uint8 0/1, in order."""
+    """One attempt in mode real: the picture (size, size) after each step, float or uint8 0/1."""
     start = moved(rng, size, real)
     mask = elastic_mask(start, drawn_displacement(rng, size, recipe), order=1)
     return {"resize and rotate": start, "threshold": mask, "region growing": grown(mask)}
 
 
 def fitted_shape(rng, size: int, recipe: Recipe, fit: outlines.Outlines) -> dict[str, np.ndarray]:
-    """One try of mode fitted: an outline drawn from the fit, uint8 0/1; empty if too small."""
+    """One attempt in mode fitted: an outline drawn from the fit, uint8 0/1; empty if too small."""
     mask = outlines.draw(rng, size, fit)
     mask *= mask.mean() >= SMALLEST
     return {"outline": mask, "region growing": grown(mask)}
 
 
 def is_one_region(pictures: dict[str, np.ndarray]) -> bool:
-    """Whether the grown region is not empty and is all of the mask it was grown in."""
+    """Whether the grown region is not empty and covers the whole mask it was grown in."""
     before, region = list(pictures.values())[-2:]
     return bool(region.any() and np.array_equal(before, region))
 
 
 def _accepted(shape, size: int, seed: int, recipe: Recipe, index: int):
-    """Pictures of the first shape of one region for mask `index`, and how many were rejected."""
+    """Pictures of the first single-region shape for mask `index`, and how many were rejected."""
     rng = np.random.default_rng([seed, index])
     for rejected in range(recipe.max_tries):
         pictures = shape(rng, size, recipe)
@@ -256,22 +260,22 @@ def _accepted(shape, size: int, seed: int, recipe: Recipe, index: int):
     raise InputError(
         f"mask {index} of seed {seed} at {size} px",
         f"none of {recipe.max_tries} shapes was a single region",
-        "reduce the recipe's displacement or element, or raise max_tries; of real masks, see "
-        "whether most hold a single region, not empty",
+        "reduce the recipe's displacement or element, or raise max_tries; in mode real, check that "
+        "most real masks are not empty and hold a single region",
     )
 
 
 def steps(size: int, seed: int, index: int, recipe: Recipe = Recipe()) -> dict[str, np.ndarray]:  # noqa: B008
-    """Pictures (size, size) of each step of mode paper's mask `index`; the last is the mask.
+    """Pictures (size, size) after each step of mask `index` in mode paper; the last is the mask.
 
     Keys: circle, blur, elastic (floats), threshold, open and close, region growing (uint8 0/1).
-    They are those of the accepted shape, from the code that `random_masks` runs.
+    They belong to the accepted shape and come from the code that `random_masks` runs.
     """
     return _accepted(partial(paper_shape, show=True), size, seed, recipe, index)[0]
 
 
 def _checked(mode: str, real):
-    """`real` as an array; ValueError unless uint8 (m, S, S) of 0 and 1 with m > 0."""
+    """`real` as an array; ValueError unless it is uint8 (m, S, S) of 0 and 1 with m > 0."""
     if real is None:
         raise ValueError(f"mode '{mode}' needs real masks: pass `real`, uint8 (m, S, S) of 0/1")
     real = np.asarray(real)
@@ -282,27 +286,28 @@ def _checked(mode: str, real):
     return real
 
 
-def random_masks(
+def random_masks_counted(
     n: int,
     size: int,
     seed: int = 0,
     mode: str = "paper",
-    recipe: Recipe = Recipe(),
+    recipe: Recipe = Recipe(),  # noqa: B008
     real=None,
-    first: int = 0,  # noqa: B008
-    return_rejected: bool = False,
+    first: int = 0,
     workers: int | None = None,
-):
-    """Masks `first` to `first + n - 1` of `seed`: uint8 (n, size, size) of 0 and 1, 1 = lesion.
+) -> tuple[np.ndarray, int]:
+    """Masks `first` to `first + n - 1` of `seed`, and how many shapes were rejected for them.
 
-    Mode paper (arXiv 2310.02906): circle, blur, elastic deformation, threshold, opening and
-    closing. Mode real: one of `real`, uint8 (m, S, S) of 0/1, resized by 0.7 to 1.3, rotated,
-    shifted and deformed. Mode fitted: outlines drawn from a distribution fitted to `real` (see
-    `outlines`). Shapes that are empty or not one region are redrawn; with `return_rejected` their
-    count follows the masks. A mask depends on its index, seed, size, mode, recipe and `real`
-    alone, not on n or `workers` (threads; default: one per core). Masks may touch the border, as
-    real ones do. ValueError: mode or `real` unusable; InputError: no single region within the
-    recipe's max_tries.
+    Masks are uint8 (n, size, size) of 0 and 1, 1 = lesion. Mode paper (arXiv 2310.02906): circle,
+    blur, elastic deformation, threshold, opening and closing. Mode real: one of `real`, uint8
+    (m, S, S) of 0 and 1, resized by 0.7 to 1.3, rotated, shifted and deformed. Mode fitted:
+    outlines drawn from a distribution fitted to `real` (see `outlines`). Shapes that are empty or
+    consist of several regions are rejected and redrawn. A mask depends only on its index, seed,
+    size, mode, recipe and `real`, not on n or `workers` (threads; default: one per core). Masks
+    may touch the border, as real ones do.
+
+    ValueError: unknown mode or unusable `real`. InputError: no single region within the recipe's
+    max_tries.
     """
     if mode not in MODES:
         raise ValueError(f"unknown mask mode {mode!r}; valid: {', '.join(MODES)}")
@@ -317,4 +322,9 @@ def random_masks(
         found = pool.map(one, range(first, first + n))
         for i, (pictures, failed) in enumerate(progress(found, desc="masks", total=n)):
             masks[i], rejected = pictures["region growing"], rejected + failed
-    return (masks, rejected) if return_rejected else masks
+    return masks, rejected
+
+
+def random_masks(n: int, size: int, **options) -> np.ndarray:
+    """The masks of `random_masks_counted`, which explains the options, without the count."""
+    return random_masks_counted(n, size, **options)[0]

@@ -1,4 +1,4 @@
-"""How like real lesion masks other masks are: statistics of shape, and distances between them."""
+"""How closely masks resemble real ones: shape statistics and distances between them."""
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,10 @@ def _length(points: np.ndarray) -> float:
 def statistics(masks: np.ndarray) -> pd.DataFrame:
     """One row per mask (n, S, S) of 0 and 1; columns are STATISTICS.
 
-    Area as share of the image; centroid in image sizes; eccentricity of the ellipse of equal
-    moments; solidity, the share of the convex hull that is lesion; roughness, the length of the
-    outline over that of its convex hull, less 1, at the masks' resolution; contact, the share of
-    the image's border pixels that are lesion. ValueError for an empty mask.
+    Area as a share of the image; row and column of the centroid in image sizes; eccentricity of
+    the ellipse with equal second moments; solidity, the share of the convex hull that is lesion;
+    roughness, outline length over that of the convex hull minus 1, at the masks' resolution;
+    contact, the share of the image's border pixels that are lesion. ValueError for an empty mask.
     """
     rows = []
     for mask in masks:
@@ -36,7 +36,7 @@ def statistics(masks: np.ndarray) -> pd.DataFrame:
 
 
 def distances(some: pd.DataFrame, real: pd.DataFrame) -> pd.Series:
-    """Wasserstein distance per statistic, in standard deviations of the real masks, and `sum`."""
+    """Wasserstein distance of each statistic, in standard deviations of `real`, and their `sum`."""
     found = {
         name: wasserstein_distance(some[name], real[name]) / max(real[name].std(), 1e-9)
         for name in STATISTICS
@@ -45,12 +45,12 @@ def distances(some: pd.DataFrame, real: pd.DataFrame) -> pd.Series:
 
 
 def two_sample_accuracy(some: pd.DataFrame, real: pd.DataFrame, seed: int = 0) -> float:
-    """Cross-validated accuracy of a random forest that tells some masks from real ones.
+    """Cross-validated accuracy of a random forest that tells the masks `some` from `real` ones.
 
-    0.5: it cannot; 1: it always can (classifier two-sample test; Lopez-Paz & Oquab 2017). Both
-    sides count equally: the larger one is cut to the smaller at random.
+    0.5 is chance, 1 means always right (classifier two-sample test, Lopez-Paz & Oquab 2017). Both
+    sides are balanced: the larger one is subsampled at random.
     """
-    from sklearn.ensemble import RandomForestClassifier  # two seconds, needed only here
+    from sklearn.ensemble import RandomForestClassifier  # slow import (2 s), only needed here
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     n = min(len(some), len(real))

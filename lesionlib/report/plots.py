@@ -1,4 +1,4 @@
-"""Pictures that several notebooks draw: contact sheets, outlines, training curves."""
+"""Figures that several notebooks draw: contact sheets, outlines, training curves."""
 
 import io
 import textwrap
@@ -9,18 +9,27 @@ import numpy as np
 from IPython.display import Image, display
 
 from lesionlib.engine.files import atomic_write, resolve
-from lesionlib.report.notebooks import STAGES
+from lesionlib.engine.stages import STAGES
 
-plt.style.use("seaborn-v0_8-colorblind")  # colours that everybody can tell apart
-OUTLINE = (0, 190, 255)  # a blue that neither skin nor lesion has
+plt.style.use("seaborn-v0_8-colorblind")  # readable with colour blindness
+OUTLINE = (0, 190, 255)  # RGB: a blue found in neither skin nor lesions
+ARROWS = (
+    "data G, data S, G masks, G controlnet, G pix2pixhd, masks controlnet, masks pix2pixhd, "
+    "controlnet pairs, pix2pixhd pairs, pairs networks, S networks, networks tables, pairs tables"
+)  # of Figure 2, between the boxes of `workflow`
+
+
+def _contour(picture: np.ndarray, mask: np.ndarray, colour, thickness: int) -> np.ndarray:
+    """Draw the outline of a mask (H, W) on a picture (h, w, 3) of any size."""
+    mask = cv2.resize(mask, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.ascontiguousarray(picture), contours, -1, colour, thickness)
 
 
 def outlined(image: np.ndarray, mask: np.ndarray, scale: int = 3) -> np.ndarray:
-    """The image (S, S, 3), enlarged, with the outline of its mask (S, S) drawn on it."""
+    """The image (S, S, 3), enlarged `scale` times, with the outline of its mask (S, S)."""
     large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    shape = cv2.resize(mask, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(np.ascontiguousarray(large), contours, -1, OUTLINE, 1)
+    return _contour(large, mask, OUTLINE, 1)
 
 
 def all_outlined(images, masks) -> list[np.ndarray]:
@@ -28,64 +37,53 @@ def all_outlined(images, masks) -> list[np.ndarray]:
     return [outlined(image, mask) for image, mask in zip(images, masks, strict=True)]
 
 
-def hidden(picture: np.ndarray, mask=None, side: int = 200) -> np.ndarray:
-    """What stands for a real picture where it must not be shown: its lesion's outline, if known."""
+def hidden(mask=None, side: int = 200) -> np.ndarray:
+    """A grey panel (side, side, 3) in place of a real image, with its lesion's outline if known."""
     panel = np.full((side, side, 3), 236, np.uint8)
-    if mask is None:
-        return panel
-    shape = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(panel, contours, -1, (90, 90, 90), 2)
+    return panel if mask is None else _contour(panel, mask, (90, 90, 90), 2)
 
 
 def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18, made=(), masks=None):
-    """A grid of pictures: one labelled row per entry, one column per picture in it.
+    """A grid of pictures: a labelled row per entry of `rows`, a column per picture in it.
 
-    Rows of coloured pictures count as real images unless their labels are in `made`. Where there
-    are any, the figure's attribute `public` is the same grid with `hidden` in their place;
-    `masks` maps labels to the masks whose outlines are drawn there.
+    Pictures are (S, S) grey or (S, S, 3) RGB; `width` is that of a column in inches, and the
+    columns' `titles` are wrapped at `wrap` characters. Rows of RGB pictures count as real images
+    unless their labels are in `made`. If there are any, the figure's attribute `public` is the
+    same grid with `hidden` panels in their place; `masks` {label: masks} gives their outlines.
     """
     fig = _grid(rows, titles, width, wrap)
     fig.says = f"Rows of pictures: {', '.join(rows)}."
-    real = [k for k, some in rows.items() if k not in made and np.ndim(some[0]) == 3]
+    real = [k for k, pictures in rows.items() if k not in made and np.ndim(pictures[0]) == 3]
     if real:
         public = {}
         for label, pictures in rows.items():
-            some = (masks or {}).get(label, [None] * len(pictures))
-            panels = [hidden(p, m) for p, m in zip(pictures, some, strict=True)]
-            is_real = label in real
-            public[f"{label} (real: not shown)" if is_real else label] = (
-                panels if is_real else pictures
-            )
+            if label in real:
+                outlines = (masks or {}).get(label, [None] * len(pictures))
+                label, pictures = f"{label} (real: not shown)", [hidden(mask) for mask in outlines]
+            public[label] = pictures
         fig.public = _grid(public, titles, width, wrap)
     return fig
 
 
 def _grid(rows: dict, titles, width: float, wrap: int):
     columns = max(len(pictures) for pictures in rows.values())
-    fig, axes = plt.subplots(
-        len(rows),
-        columns,
-        squeeze=False,
-        layout="constrained",
-        figsize=(width * columns + 1.0, width * len(rows) + 0.4),
-    )
+    size = (width * columns + 1.0, width * len(rows) + 0.4)
+    fig, axes = plt.subplots(len(rows), columns, squeeze=False, layout="constrained", figsize=size)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for line, (label, pictures) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(
-            "\n".join(textwrap.wrap(label, 14)), rotation=0, ha="right", va="center", fontsize=8
-        )
+        text = textwrap.fill(label, 14)
+        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
         for axis, picture in zip(line, pictures, strict=False):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.ndim == 2 else None)
     for axis, title in zip(axes[0], titles or [], strict=False):
-        axis.set_title("\n".join(textwrap.wrap(title, wrap)), fontsize=7)
+        axis.set_title(textwrap.fill(title, wrap), fontsize=7)
     return fig
 
 
 def curve(log: list[dict], columns, ylabel: str, axis=None):
-    """Columns of a training log against the step, in `axis` or in a figure of its own."""
+    """Plot columns of a training log against the step, in `axis` or in a figure of its own."""
     if axis is None:
         _, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
     steps = [int(row["step"]) for row in log]
@@ -104,17 +102,17 @@ def _write(fig, path, **options):
 
 
 def show(fig, run, name: str, note: str = ""):
-    """Display a figure, its note (n, seeds, intervals) below; with a `run`, also write its files.
+    """Display a figure with a note (n, seeds, intervals) below it; save it if there is a `run`.
 
-    figures/NAME.png, and NAME.svg of a plot without pictures; figures/public/NAME.png is the
-    version without real images, if that is another one. The displayed output carries the name, so
-    that `publish` can put the public version in its place, and a text for those who cannot see it.
+    Writes figures/NAME.png, NAME.svg too if the plot contains no pictures, and
+    figures/public/NAME.png if the version without real images differs. The displayed output
+    carries the name, by which `publish` finds the public version, and an alternative text.
     """
     versions = {"": fig, "public/": getattr(fig, "public", None)}
     if run:
-        for place, version in versions.items():
+        for folder, version in versions.items():
             if version is not None:
-                _write(version, resolve(run) / "figures" / f"{place}{name}.png", dpi=150)
+                _write(version, resolve(run) / "figures" / f"{folder}{name}.png", dpi=150)
         if not any(axis.images for axis in fig.axes):
             with plt.rc_context({"svg.hashsalt": name}):
                 path = resolve(run) / "figures" / f"{name}.svg"
@@ -131,95 +129,66 @@ def show(fig, run, name: str, note: str = ""):
 
 
 def table(frame, precision: int = 3):
-    """Display a table without its index; what stands in its cells is text, never markup."""
-    whole = frame.convert_dtypes()  # counts with gaps are floats to pandas
+    """Display a table without its index; the content of its cells is text, never markup."""
+    whole = frame.convert_dtypes()  # pandas turns counts with missing values into floats
     style = whole.style.format(precision=precision, na_rep="", escape="html")
     display(style.format_index(escape="html", axis="columns").hide(axis="index"))
 
 
 def strongest_texture(images: np.ndarray) -> list[tuple]:
-    """For each image (S, S, 3) the square of half its side that holds most detail, as slices.
+    """For each image (S, S, 3) the square of half its side with most detail, as two slices.
 
-    Detail is the mean absolute Laplacian of the brightness.
+    Detail is the mean absolute Laplacian of the luminance.
     """
-    half, found = images.shape[1] // 2, []
+    half, windows = images.shape[1] // 2, []
     for image in images:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         detail = np.abs(cv2.Laplacian(grey, cv2.CV_64F))
         inside = cv2.boxFilter(detail, -1, (half, half), anchor=(0, 0))[:-half, :-half]
         top, left = np.unravel_index(inside.argmax(), inside.shape)
-        found.append((slice(top, top + half), slice(left, left + half)))
-    return found
+        windows.append((slice(top, top + half), slice(left, left + half)))
+    return windows
 
 
 def crops(images: np.ndarray, windows) -> list[np.ndarray]:
-    """The window of each image (S, S, 3), enlarged to 256 pixels."""
+    """The window of each image (S, S, 3), enlarged to 256 x 256 pixels."""
     parts = [np.ascontiguousarray(x[w]) for x, w in zip(images, windows, strict=True)]
     return [cv2.resize(part, (256, 256), interpolation=cv2.INTER_CUBIC) for part in parts]
 
 
-def workflow(counts: dict, synthetic: int, others=()):
-    """Figure 2: what goes where, with this run's numbers of images; in brackets, the notebook."""
+def workflow(counts: dict, synthetic: int, external_generators=()):
+    """Figure 2: the path of the data, with this run's numbers of images; notebooks in brackets.
+
+    `counts`: images in each part of the split; `synthetic`: number of synthetic masks;
+    `external_generators`: names of further synthetic sets.
+    """
     data, masks, control, gan, quality, segmentation, _ = (stage[:2] for stage in STAGES)
-    segment = f"S-train {counts['S-train']}, S-val {counts['S-val']}, S-test {counts['S-test']}"
+    parts = "\n".join(f"{part} {counts[part]}" for part in ("S-train", "S-val", "S-test"))
+    external = [f"and those of {name}" for name in external_generators]
+    tables = f"Table 1: image quality ({quality})\nTable 2: Dice on S-test ({segmentation})"
     boxes = {  # name: (x, y, text)
         "data": (0, 2, f"images, masks,\ndiagnoses, attributes\n({data})"),
         "G": (1, 2.6, f"G: {counts['G']} pairs\nwith prompts"),
-        "S": (1, 0.4, "S\n" + segment.replace(", ", "\n")),
+        "S": (1, 0.4, f"S\n{parts}"),
         "masks": (1, 1.6, f"{synthetic} masks\n(visual prompts, {masks})"),
         "controlnet": (2, 2.6, f"ControlNet on a\nlocked base, DDIM ({control})"),
         "pix2pixhd": (2, 1.6, f"Pix2PixHD ({gan})"),
-        "pairs": (3, 2.1, "\n".join(["synthetic pairs", *(f"and those of {o}" for o in others)])),
+        "pairs": (3, 2.1, "\n".join(["synthetic pairs", *external])),
         "networks": (3, 0.8, f"U-Net, DCSAU-Net ({segmentation})"),
-        "tables": (
-            4,
-            1.4,
-            f"Table 1: image quality ({quality})\nTable 2: Dice on S-test ({segmentation})",
-        ),
+        "tables": (4, 1.4, tables),
     }
-    arrows = [
-        ("data", "G"),
-        ("data", "S"),
-        ("G", "masks"),
-        ("G", "controlnet"),
-        ("G", "pix2pixhd"),
-        ("masks", "controlnet"),
-        ("masks", "pix2pixhd"),
-        ("controlnet", "pairs"),
-        ("pix2pixhd", "pairs"),
-        ("pairs", "networks"),
-        ("S", "networks"),
-        ("networks", "tables"),
-        ("pairs", "tables"),
-    ]
     fig, axis = plt.subplots(figsize=(10, 4), layout="constrained")
-    drawn = {
-        name: axis.text(
-            2.6 * x,
-            y,
-            text,
-            ha="center",
-            va="center",
-            fontsize=9,
-            bbox={"boxstyle": "round,pad=0.5", "fc": "#e8f0f8", "ec": "#33608c"},
-        )
-        for name, (x, y, text) in boxes.items()
-    }
-    for start, end in arrows:
+    frame = {"boxstyle": "round,pad=0.5", "fc": "#e8f0f8", "ec": "#33608c"}
+    centred = {"ha": "center", "va": "center", "fontsize": 9, "bbox": frame}
+    drawn = {k: axis.text(2.6 * x, y, text, **centred) for k, (x, y, text) in boxes.items()}
+    style = {"arrowstyle": "-|>", "color": "0.4", "shrinkA": 2, "shrinkB": 12}
+    for arrow in ARROWS.split(", "):
+        start, end = (drawn[name] for name in arrow.split())
         axis.annotate(
             "",
-            xy=(2.6 * boxes[end][0], boxes[end][1]),
-            xycoords="data",
-            xytext=(2.6 * boxes[start][0], boxes[start][1]),
-            textcoords="data",
-            arrowprops={
-                "arrowstyle": "-|>",
-                "color": "0.4",
-                "patchB": drawn[end],
-                "patchA": drawn[start],
-                "shrinkA": 2,
-                "shrinkB": 12,
-            },
+            xy=end.get_position(),
+            xytext=start.get_position(),
+            arrowprops=style | {"patchA": start, "patchB": end},
         )
     axis.set(xlim=(-1.3, 11.8), ylim=(-0.2, 3.2))
     axis.axis("off")

@@ -1,7 +1,7 @@
-"""A finished run as a folder for a code host: notebooks, figures, tables, provenance.
+"""Publish a finished run as a folder for a code host: notebooks, figures, tables, provenance.
 
-`./run_all.sh --publish runs/NAME` fills figures/NAME. Patients' images stay private: real images
-are replaced by the public versions that `plots.show` has written beside them.
+`./run_all.sh --publish runs/NAME` fills figures/NAME. Patients' images stay private: figures with
+real images are replaced by the public versions that `plots.show` has written beside them.
 """
 
 import base64
@@ -20,33 +20,36 @@ from lesionlib.report import pages
 
 FIGURES, README = ROOT / "figures", ROOT / "README.md"
 LARGEST = 15 * 2**20  # bytes of a published folder
-LARGE_TABLE = 2 * 2**20  # bytes of a table that is left out (rows by image, seed and arm)
+LARGE_TABLE = 2 * 2**20  # bytes; larger tables (a row per image, seed and arm) are left out
 FROM, TO = "<!-- results: {} -->", "<!-- end of results -->"
 OF_PATIENTS = ("curation", "quarantine", "disagreements", "near_duplicates")  # a row per image
-PLACES = ("images", "masks", "table", "isic_root")
+PATHS = ("images", "masks", "table", "isic_root")  # settings that name a file or folder
+# Settings {name: path}. Runs published before the settings were renamed have the second name.
+PATHS_BY_NAME = (("external_generators", "others"), ("external_tests", "external"))
 
 
 def plain(text: str, settings: dict) -> str:
-    """A text without the folders of this machine: of them only the last name is left."""
-    named = [settings[key] for key in PLACES if settings[key]]
-    named += [*settings["others"].values(), *settings["external"].values()]
-    for path in [part for one in named for part in str(one).split(":")]:
+    """A text in which absolute paths of this machine are shortened to their last component."""
+    named = [settings[key] for key in PATHS if settings[key]]
+    for key, old_key in PATHS_BY_NAME:
+        named += settings.get(key, settings.get(old_key, {})).values()
+    for path in [part for value in named for part in str(value).split(":")]:
         if Path(path).is_absolute():
             text = text.replace(path, f".../{Path(path).name}")
     return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
 
 def small(png: bytes) -> bytes:
-    """A PNG with a palette of 256 colours, dithered: about half of the bytes."""
+    """The PNG with a dithered palette of 256 colours, which halves its size."""
     picture, whole = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
     whole.quantize(palette=whole.quantize(256)).save(picture, "PNG", optimize=True)
     return picture.getvalue()
 
 
 def notebook(path, figures, show_images: bool, settings: dict) -> str:
-    """An executed notebook's text; every picture is the public version if it has one.
+    """The text of an executed notebook, its pictures replaced by their public versions, if any.
 
-    A picture that `plots.show` did not make could hold anything: InputError unless `show_images`.
+    A picture that `plots.show` did not draw could show anything: InputError unless `show_images`.
     """
     content = json.loads(path.read_text())
     for number, cell in enumerate(content["cells"], 1):
@@ -59,7 +62,7 @@ def notebook(path, figures, show_images: bool, settings: dict) -> str:
                 raise InputError(
                     path,
                     f"cell {number} shows a picture of unknown content",
-                    "draw it with plots.show, which knows what may be shown",
+                    "draw it with plots.show, which writes public versions",
                 )
             data = base64.b64decode(output["data"]["image/png"])
             if public.exists() and not show_images:
@@ -77,86 +80,91 @@ def _copy_text(source, target, settings):
 def publish(run, show_images: bool = False) -> Path:
     """Copy what may be shown of a finished run to figures/NAME; returns that folder.
 
-    The notebooks of the grid's shares are left out. Procedural images are nobody's: all of them are
-    shown. With `show_images` real ones are too. InputError if the run is not finished, or if it
-    would take more than 15 MB.
+    The notebooks of the grid's shares are left out. Procedural images belong to nobody and are all
+    shown; with `show_images` real ones are too. InputError if the run is not finished, or if the
+    published folder would exceed 15 MB.
     """
     run = resolve(run)
     provenance = read_json(run / "provenance.json")
     if provenance is None:
         raise InputError(
             run,
-            "it is no finished run: there is no provenance.json",
+            "it is not a finished run: there is no provenance.json",
             "let ./run_all.sh finish it first",
         )
     settings = provenance["settings"]
     show_images = show_images or settings["source"] == "phantom"
-    target, made = FIGURES / run.name, FIGURES / f".{run.name}"
-    shutil.rmtree(made, ignore_errors=True)
+    target, partial = FIGURES / run.name, FIGURES / f".{run.name}" / run.name
+    shutil.rmtree(partial.parent, ignore_errors=True)
     try:
-        for path in pages.executed(run):
-            if "-" not in path.stem:
-                text = notebook(path, run / "figures", show_images, settings)
-                with atomic_write(made / "notebooks" / path.name) as temporary:
-                    temporary.write_text(text)
-        for path in sorted((run / "figures").glob("*.[ps][nv]g")):
-            public = run / "figures" / "public" / path.name
-            chosen = public if public.exists() and not show_images else path
-            data = chosen.read_bytes()
-            with atomic_write(made / path.name) as temporary:
-                temporary.write_bytes(small(data) if path.suffix == ".png" else data)
+        _copy_notebooks(run, partial, show_images, settings)
+        _copy_figures(run, partial, show_images)
         for path in sorted((run / "tables").glob("*.csv")):
             private = path.stem in OF_PATIENTS and not show_images
             if not private and path.stat().st_size <= LARGE_TABLE:
-                _copy_text(path, made / "tables" / path.name, settings)
-        _copy_text(run / "provenance.json", made / "provenance.json", settings)
-        _write_report(made, run.name)
-        sizes = {path: path.stat().st_size for path in made.rglob("*") if path.is_file()}
-        if sum(sizes.values()) > LARGEST:
-            most = max(sizes, key=sizes.get)
-            whole, largest = (x / 2**20 for x in (sum(sizes.values()), sizes[most]))
-            problem = f"{whole:.0f} MB are more than 15, {most.name} alone {largest:.0f}"
-            raise InputError(made, problem, "publish a smaller run")
+                _write(partial / "tables" / path.name, plain(path.read_text(), settings))
+        text = (run / "provenance.json").read_text()
+        _write(partial / "provenance.json", plain(text, settings))
+        executed = sorted((partial / "notebooks").glob("*.ipynb"))
+        links = [(f"notebooks/{path.name}", pages.title(path)) for path in executed]
+        pages.write_index(partial / "index.html", partial, links, partial)
+        _check_size(partial)
         shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        partial.rename(target)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(partial.parent, ignore_errors=True)
     _index()
     _readme(run.name)
     return target
 
 
-def _write_report(made, name: str):
-    """index.html of a published folder: the run's report with what may be shown."""
-    facts, links = read_json(made / "provenance.json"), []
-    for path in sorted((made / "notebooks").glob("*.ipynb")):
-        links.append((f"notebooks/{path.name}", pages.title(path), facts["minutes"][path.stem]))
-    with atomic_write(made / "index.html") as temporary:
-        temporary.write_text(pages.index(made, facts, links, made, "", name))
+def _write(path, content: str | bytes):
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _copy_notebooks(run, target, show_images: bool, settings: dict):
+    for path in pages.executed(run):
+        if "-" not in path.stem:  # a share of the grid
+            text = notebook(path, run / "figures", show_images, settings)
+            _write(target / "notebooks" / path.name, text)
+
+
+def _copy_figures(run, target, show_images: bool):
+    for path in sorted((run / "figures").glob("*.[ps][nv]g")):
+        public = run / "figures" / "public" / path.name
+        data = (public if public.exists() and not show_images else path).read_bytes()
+        _write(target / path.name, small(data) if path.suffix == ".png" else data)
+
+
+def _check_size(folder):
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    if sum(sizes.values()) > LARGEST:
+        largest = max(sizes, key=sizes.get)
+        total, most = (size / 2**20 for size in (sum(sizes.values()), sizes[largest]))
+        problem = f"{total:.0f} MB are more than 15; {largest.name} alone has {most:.0f}"
+        raise InputError(folder, problem, "publish a smaller run")
 
 
 def _index():
-    """figures/README.md: which run each published folder is."""
+    """Write figures/README.md, which says what run each published folder holds."""
     lines = ["# Published runs", "", "Made by `./run_all.sh --publish runs/NAME`.", ""]
     for folder in sorted(path.parent for path in FIGURES.glob("*/provenance.json")):
         facts = read_json(folder / "provenance.json")
         settings, minutes = facts["settings"], facts["minutes"]
-        kind = (
-            "procedural images"
-            if settings["source"] == "phantom"
-            else ("real images, which are replaced by the outlines of their lesions")
-        )
+        images = "procedural images"
+        if settings["source"] != "phantom":
+            images = "real images, which are replaced by the outlines of their lesions"
         lines.append(
-            f"- [`{folder.name}`]({folder.name}): preset `{settings['preset']}`, {kind}, "
+            f"- [`{folder.name}`]({folder.name}): preset `{settings['preset']}`, {images}, "
             f"{len(settings['seeds'])} seeds, {sum(minutes.values()):.0f} minutes of notebooks, "
             f"lesionlib {facts['code']}, Python {facts['environment']['python']}, "
             f"torch {facts['environment']['packages']['torch']}."
         )
-    with atomic_write(FIGURES / "README.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+    _write(FIGURES / "README.md", "\n".join(lines) + "\n")
 
 
-def _rows(table: pd.DataFrame) -> list[str]:
+def _rows(table: pd.DataFrame) -> list[str]:  # DataFrame.to_markdown would need tabulate
     lines = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
@@ -178,19 +186,18 @@ def results(folder) -> str:
         *_rows(pages.fidelity_table(folder)),
         "What this run says of the paper's claims:",
         "",
-        *_rows(pages.verdict_table(folder)),
+        *_rows(pages.claims_table(folder)),
     ]
     return "\n".join(lines)
 
 
 def _readme(name: str):
-    """Put the results of a published run between its marks in README.md, if there are any."""
+    """Insert the results of a published run between its markers in README.md, if it has them."""
     text, start = README.read_text(), FROM.format(name)
     if start in text:
         before, _, rest = text.partition(start)
         after = rest.partition(TO)[2]
-        with atomic_write(README) as temporary:
-            temporary.write_text(f"{before}{start}\n{results(FIGURES / name)}\n{TO}{after}")
+        _write(README, f"{before}{start}\n{results(FIGURES / name)}\n{TO}{after}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a finished run says on the terminal: what is in quarantine, both tables, the report."""
+"""The run summary on the terminal: images in quarantine, both tables, the path of the report."""
 
 import pandas as pd
 
@@ -10,14 +10,14 @@ SHOWN = "network method amount schedule steps dice_mean dice_sd seeds remark".sp
 
 def table(run, name: str) -> pd.DataFrame:
     """A table of the run; raises InputError if its notebook has not been run."""
-    made_by = {"table1": "05_image_quality", "table2": "06_segmentation"}
-    path = require(resolve(run) / "tables" / f"{name}.csv", made_by.get(name, "01_data"))
+    notebooks = {"table1": "05_image_quality", "table2": "06_segmentation"}
+    path = require(resolve(run) / "tables" / f"{name}.csv", notebooks.get(name, "01_data"))
     found = pd.read_csv(path)
     return found.fillna({"remark": ""}) if "remark" in found else found
 
 
 def quarantined(run) -> str:
-    """What curation could not use, in one line, or ''."""
+    """One line about the images that curation could not use, or ''."""
     rows = table(run, "curation")
     out = rows[rows["status"] != "used"]
     if out.empty:
@@ -29,7 +29,7 @@ def quarantined(run) -> str:
 
 
 def summary_lines(run) -> str:
-    """The two tables and the path of the report, as the last lines on the terminal."""
+    """The last lines on the terminal: both tables and the path of the report."""
     parts = [
         quarantined(run),
         "Table 1: image quality on S-test, empty prompt",

@@ -1,38 +1,59 @@
 """The cells of Table 2: each is one training and its measures on every test set."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lesionlib.data import dataset
+from lesionlib.data.dataset import Study
+from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import write_csv
-from lesionlib.engine.provenance import code_digest, digest, record, recorded
-from lesionlib.segmentation import measures
+from lesionlib.engine.progress import progress
+from lesionlib.engine.provenance import digest
+from lesionlib.engine.settings import Settings
+from lesionlib.engine.training import Files
+from lesionlib.segmentation import measures, training
 from lesionlib.segmentation.grid import Cell, source
-from lesionlib.segmentation.training import predict, probabilities, steps_of, train
+
+
+@dataclass(frozen=True)
+class CellData:
+    """What cells are trained and tested on.
+
+    `parts` maps S-train and S-val to (images, masks); `synthetic` is (images, masks,
+    mask_fidelity) or None; `tests` maps the name of a test set to (images (N, S, S, 3), N masks at
+    their own resolution, ids); `inputs`: digests of all these, by name.
+    """
+
+    parts: dict
+    synthetic: tuple | None
+    tests: dict
+    inputs: dict = field(default_factory=dict)
 
 
 def training_part(cell: Cell, images, masks, synthetic, order=None):
-    """Images and masks that a cell is trained on.
+    """Images and masks on which a cell is trained.
 
     The first `cell.share` percent of S-train (`images`, `masks`), then the first `cell.amount`
     synthetic pairs: `synthetic` is (images, masks, mask_fidelity) or None. Of a method that ends
     in "_best", the pairs of the highest mask fidelity come first. InputError if there are too few.
     """
     real = round(len(images) * cell.share / 100)
-    there = 0 if synthetic is None else len(synthetic[0])
-    if there < cell.amount:
+    available = 0 if synthetic is None else len(synthetic[0])
+    if available < cell.amount:
+        wanted = f"{cell.amount} synthetic pairs of {source(cell.method)}"
         raise InputError(
             f"cell {cell.id}",
-            f"it needs {cell.amount} synthetic pairs of {source(cell.method)}; there are {there}",
+            f"it needs {wanted}; there are {available}",
             "lower `synthetic_amounts`, or generate more pairs (notebooks 02 to 04)",
         )
     if not cell.amount:
         return images[:real], masks[:real]
-    chosen = np.arange(there)
+    chosen = np.arange(available)
     if cell.method.endswith("_best"):
         chosen = np.argsort(-np.asarray(synthetic[2]), kind="stable")
     chosen = chosen[: cell.amount]
@@ -45,11 +66,11 @@ def training_part(cell: Cell, images, masks, synthetic, order=None):
 def measured(model, tests: dict, tolerance: float) -> pd.DataFrame:
     """`measures.segmentation` of every test image: columns test, id and the measures.
 
-    `tests` maps a name to (images (N, S, S, 3), N masks at their own resolution, ids).
+    `tests`: see `CellData`.
     """
     rows = []
     for name, (images, masks, ids) in tests.items():
-        found = zip(ids, probabilities(model, images), masks, strict=True)
+        found = zip(ids, training.probabilities(model, images), masks, strict=True)
         rows += [
             {"test": name, "id": one} | measures.segmentation(probability, mask, tolerance)
             for one, probability, mask in found
@@ -62,73 +83,88 @@ def _read(path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=text, float_precision="round_trip")
 
 
-def run_cell(
-    cell: Cell,
-    parts: dict,
-    synthetic,
-    tests: dict,
-    *,
-    epochs: int,
-    matched_steps: int,
-    tolerance: float,
-    options: dict,
-    folder,
-    fingerprint: str = "",
-) -> pd.DataFrame:
-    """Train and test one cell: a row per test image, and what the training was.
+def run_cell(cell: Cell, data: CellData, settings: Settings, folder, matched_steps: int = 0):
+    """Train and test one cell: a table with a row per test image, and facts about the training.
 
-    `parts` maps S-train and S-val to (images, masks); `synthetic` as in `training_part`; `tests`
-    as in `measured`; `options` go to `train`. Under the schedule "steps" a cell gets
+    `settings`: the groups `segmentation` and `evaluation`. Under the schedule "steps" a cell gets
     `matched_steps`, else `epochs`. Columns: those of the cell, test, id, the measures of
-    `measures.segmentation`, and the same in every row: pairs, steps, val_dice. Results are
-    kept in `folder` by the digest of all that determines them (cell, options, code, `fingerprint`
-    of the inputs) and read back; two cells that are the same training share one.
+    `measures.segmentation` (surfaces within `surface_tolerance`), and the same in every row: pairs,
+    steps, val_dice. The result is an artefact in `folder`, found by its key and read back while
+    that is the same; two cells that are the same training share one.
     """
-    images, masks = training_part(cell, *parts["S-train"], synthetic)
+    own = settings.segmentation
+    part = training_part(cell, *data.parts["S-train"], data.synthetic)
     steps = matched_steps if cell.schedule == "steps" else None
-    steps = steps or steps_of(len(images), epochs, options["batch"])
-    trained_on = cell.method if cell.amount else "real", cell.amount, cell.share
-    options = options | {
-        "augmentation": "classical" if cell.method == "classical" else "flips",
-        "steps": steps,
-        "seed": cell.seed,
-    }
-    key = digest(
-        cell.network, trained_on, options, tolerance, fingerprint, code_digest("segmentation")
+    steps = steps or training.steps_of(len(part[0]), own.epochs, own.batch)
+    recipe = training.Recipe(
+        own.batch,
+        own.lr,
+        precision=own.segmentation_precision,
+        validations=own.validations,
+        augmentation="classical" if cell.method == "classical" else "flips",
+        encoder=own.unet_encoder,
+        decoder=tuple(own.unet_decoder),
     )
-    path = Path(folder) / f"{key}.csv"
-    if not path.exists() or recorded(path).get("key") != key:
-        began, checkpoint = time.monotonic(), path.with_suffix(".pt")
-        model = train(
-            cell.network,
-            images,
-            masks,
-            *parts["S-val"],
-            key=key,
-            checkpoint=checkpoint,
-            log_path=path.parent / "logs" / path.name,
-            **options,
-        )
-        val = measures.dice(predict(model, parts["S-val"][0]), parts["S-val"][1])
-        facts = {"pairs": len(images), "steps": steps, "val_dice": val.mean()}
-        spent = round(time.monotonic() - began, 2)
-        rows = measured(model, tests, tolerance).assign(**facts)
-        Path(f"{path}.json").unlink(missing_ok=True)  # a record never describes another file
-        write_csv(path, rows)
-        record(
-            path,
-            key=key,
-            cell=cell.id,
-            options=options,
-            fingerprint=fingerprint,
-            seconds=spent,
-            **facts,
-        )
-        checkpoint.unlink(missing_ok=True)
-    rows = _read(path)
+    facts = asdict(recipe) | {"network": cell.network, "steps": steps, "seed": cell.seed}
+    facts |= {"trained_on": [cell.method if cell.amount else "real", cell.amount, cell.share]}
+    facts |= {"size": own.segmentation_size, "tolerance": settings.evaluation.surface_tolerance}
+    artefact = Artefact(Path(folder), (run_cell,), facts, data.inputs)
+    artefact = replace(artefact, path=Path(folder) / f"{artefact.digest}.csv")
+    if not artefact.is_current():
+        _train_and_measure(artefact, cell, part, data, recipe)
+    rows = _read(artefact.path)
     for place, (name, value) in enumerate(asdict(cell).items()):
         rows.insert(place, name, value)
     return rows
+
+
+def _train_and_measure(artefact: Artefact, cell: Cell, part, data: CellData, recipe):
+    path, settings, began = artefact.path, artefact.settings, time.monotonic()
+    files = Files(path.with_suffix(".pt"), path.parent / "logs" / path.name)
+    options = {name: settings[name] for name in ("seed", "steps")}
+    val = data.parts["S-val"]
+    model = training.train(
+        cell.network, part, val, recipe, files=files, key=artefact.digest, **options
+    )
+    dice = measures.dice(training.predict(model, val[0]), val[1])
+    facts = {"pairs": len(part[0]), "steps": settings["steps"], "val_dice": dice.mean()}
+    seconds = round(time.monotonic() - began, 2)
+    rows = measured(model, data.tests, settings["tolerance"]).assign(**facts)
+    Path(f"{path}.json").unlink(missing_ok=True)  # a record never describes another file
+    write_csv(path, rows)
+    artefact.record(cell=cell.id, seconds=seconds, **facts)
+    files.checkpoint.unlink(missing_ok=True)
+
+
+def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings, folder):
+    """Train and test cells one after the other; their tables in one, each also as folder/ID.csv.
+
+    `pairs` maps a set's name to its pairs (images, masks, mask_fidelity, fingerprint); `tests` maps
+    a test set's name to (images (N, S, S, 3), N masks at their own resolution, ids). Networks see
+    images of `segmentation_size`. Under the schedule "steps" every cell gets as many steps as
+    S-train with the largest amount of pairs gets under "epochs", unless `matched_steps` says it.
+    """
+    own = settings.segmentation
+    size, parts = own.segmentation_size, {name: study.part(name) for name in ("S-train", "S-val")}
+    parts = {name: dataset.resized(one.images, one.masks, size) for name, one in parts.items()}
+    small = {
+        name: (*dataset.resized(one.images, one.masks, size), one.fidelity)
+        for name, one in pairs.items()
+    }
+    inputs = {"data": study.fingerprint}
+    inputs |= {f"test {n}": digest(images, list(ids), *m) for n, (images, m, ids) in tests.items()}
+    tests = {n: (dataset.shrunk(images, size), m, ids) for n, (images, m, ids) in tests.items()}
+    most = len(parts["S-train"][0]) + max(settings.design.synthetic_amounts)
+    matched = own.matched_steps or training.steps_of(most, own.epochs, own.batch)
+    found = []
+    for cell in progress(cells, desc="cells"):
+        name = source(cell.method)
+        sets = {f"synthetic {name}": pairs[name].determining(cell.method)} if name else {}
+        data = CellData(parts, small.get(name), tests, inputs | sets)
+        rows = run_cell(cell, data, settings, folder / "checkpoints" / "cells", matched)
+        write_csv(folder / "cells" / f"{cell.id}.csv", rows)
+        found.append(rows)
+    return pd.concat(found, ignore_index=True)
 
 
 ARM = ["network", "method", "amount", "share", "schedule"]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from lesionlib.engine.settings import Settings
+
 ARMS = (
     "table",  # S-train alone, and with each amount of each generator, for equal epochs (the paper)
     "steps",  # the same with equal numbers of optimiser steps, the schedule of all arms below
@@ -98,12 +100,20 @@ def grid(networks, control_networks, methods, amounts, seeds, arms, shares, mask
     return cells
 
 
-def planned_cells(settings: dict) -> list[Cell]:
-    """The grid of a run's settings; generators from elsewhere (`others`) are methods too."""
-    names = "networks control_networks methods synthetic_amounts seeds arms data_shares mask_mode"
-    values = [settings[name] for name in names.split()]
-    values[2] = [*values[2], *settings["others"]]
-    return grid(*values)
+def planned_cells(settings: Settings) -> list[Cell]:
+    """The grid of a run's settings; external generators are methods too."""
+    design, own = settings.design, settings.segmentation
+    methods = [*design.methods, *design.external_generators]
+    return grid(
+        own.networks,
+        own.control_networks,
+        methods,
+        design.synthetic_amounts,
+        own.seeds,
+        design.arms,
+        own.data_shares,
+        design.mask_mode,
+    )
 
 
 def jobs(cells: list[Cell], per_job: int) -> list[tuple[list[str], list[str]]]:

@@ -8,7 +8,7 @@ from lesionlib.segmentation.dcsaunet import DCSAUNet
 
 NETWORKS = ("unet", "dcsaunet")
 DECODER = (64, 48, 32, 16, 16)  # narrower than smp's default (256, 128, 64, 32, 16)
-MEAN, STD = 0.5, 0.25  # fixed, so that no network knows more of the data than its pixels
+MEAN, STD = 0.5, 0.25  # fixed: no statistics of the data enter a network
 
 
 def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> nn.Module:
@@ -18,7 +18,7 @@ def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> 
     `decoder_channels`; "dcsaunet" (S a multiple of 16) ignores the options.
     """
     if network == "unet":
-        import segmentation_models_pytorch as smp  # fifteen seconds, not for everybody
+        import segmentation_models_pytorch as smp  # slow import (15 s), needed only for the U-Net
 
         model = smp.Unet(
             encoder,
@@ -39,7 +39,7 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -
     """Soft Dice loss, a scalar in [0, 1], of logits and 0/1 targets of one shape.
 
     Sums run over the pixels of the whole batch: large lesions count for more than small ones.
-    It is segmentation-models-pytorch's DiceLoss with half of `smooth` (in pixels).
+    Equals segmentation-models-pytorch's DiceLoss with half of `smooth` (in pixels).
     """
     probability = logits.sigmoid()
     both, total = (probability * target).sum(), probability.sum() + target.sum()
@@ -65,8 +65,8 @@ def augment_classically(pairs: torch.Tensor, generator: torch.Generator) -> torc
     the side (mirrored at the border), brightness, contrast and saturation by up to a fifth.
     """
     pairs = augment(pairs, generator).float()
-    n, where = len(pairs), pairs.device
-    draw = torch.rand((n, 7), generator=generator).to(where)
+    n = len(pairs)
+    draw = torch.rand((n, 7), generator=generator).to(pairs.device)
     angle = torch.deg2rad(TURN * (2 * draw[:, 0] - 1))
     scale = SCALE[0] * (SCALE[1] / SCALE[0]) ** draw[:, 1]
     shift = 2 * SHIFT * (2 * draw[:, 2:4] - 1)  # the square spans -1 to 1
@@ -88,5 +88,5 @@ AUGMENTATIONS = {"flips": augment, "classical": augment_classically}
 
 
 def inputs(images: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, S, S) of 0 to 255 to what the networks take: in [0, 1], less MEAN, over STD."""
+    """Images (B, 3, S, S) of 0 to 255 as the networks take them: (x / 255 - MEAN) / STD."""
     return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)

@@ -1,27 +1,29 @@
-"""Does the lesion stand where the mask says? A U-Net that was trained on real images only.
+"""Is the lesion where the mask says? The reference segmenter, a U-Net trained on real images only.
 
-Trained once, on S-train with S-val to choose the weights, and asked by every later stage: during
-training of a generator, for every synthetic pair, and for Table 1's images.
+It is trained once, on S-train with S-val to choose the weights, and used by every later stage:
+during the training of a generator, for every synthetic pair, and for Table 1's images.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from lesionlib.data import dataset
+from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import require
 from lesionlib.engine.files import atomic_write, read_json, resolve, write_json
-from lesionlib.engine.provenance import code_digest, record, recorded, unchanged
-from lesionlib.engine.training import device
+from lesionlib.engine.provenance import unchanged
+from lesionlib.engine.settings import Reference
+from lesionlib.engine.training import Files, device
 from lesionlib.segmentation import measures, networks, training
 
 
 @dataclass
 class ReferenceSegmenter:
-    """A segmentation network and the pixels per side that it sees."""
+    """A segmentation network and the pixels per side of its input."""
 
     model: nn.Module
     size: int
@@ -38,36 +40,40 @@ class ReferenceSegmenter:
         return pd.DataFrame([measures.segmentation(p, m, tolerance) for p, m in pairs])
 
 
-def train(run, study, *, size: int, options: dict, epochs: int, batch: int, lr: float, **facts):
+def train(run, study, settings: Reference, **facts) -> ReferenceSegmenter:
     """Train the reference segmenter of a run into models/reference_segmenter, unless it is there.
 
-    `options` go to `networks.build`. Returns the reference segmenter.
+    An interrupted training continues from the run's checkpoints/reference_segmenter.
     """
     folder = resolve(run) / "models" / "reference_segmenter"
-    settings = dict(size=size, options=options, epochs=epochs, batch=batch, lr=lr)
-    key = dict(settings, data=study.fingerprint, code=code_digest("segmentation"))
-    target = folder / "model.safetensors"
-    if not target.exists() or recorded(target).get("key") != key:
-        train_part, val_part = (
-            dataset.resized(part.images, part.masks, size)
+    target, inputs = folder / "model.safetensors", {"data": study.fingerprint}
+    artefact = Artefact(target, (train,), settings.determining(), inputs)
+    if not artefact.is_current():
+        part, val_part = (
+            dataset.resized(part.images, part.masks, settings.size)
             for part in (study.part("S-train"), study.part("S-val"))
         )
-        steps = training.steps_of(len(train_part[0]), epochs, batch)
-        model = training.train(
-            "unet", *train_part, *val_part, steps=steps, batch=batch, lr=lr, seed=0, **options
-        )
-        write_json(folder / "config.json", {"size": size, "options": options})
+        work = resolve(run) / "checkpoints" / "reference_segmenter"
+        files = Files(work / "checkpoint.pt", work / "log.csv")
+        steps = training.steps_of(len(part[0]), settings.epochs, settings.batch)
+        options = {"encoder": settings.encoder, "decoder": tuple(settings.decoder)}
+        recipe = training.Recipe(settings.batch, settings.lr, **options)
+        own = dict(seed=0, steps=steps, files=files, key=artefact.digest)
+        model = training.train("unet", part, val_part, recipe, **own)
+        options = {"encoder": settings.encoder, "decoder_channels": settings.decoder}
+        write_json(folder / "config.json", {"size": settings.size, "options": options})
         with atomic_write(target) as temporary:
-            save_file({k: x.contiguous() for k, x in model.state_dict().items()}, temporary)
-        record(target, key=key, **facts)
+            save_model(model, temporary)
+        artefact.record(**facts)
+        files.checkpoint.unlink(missing_ok=True)
     return load(run)
 
 
 def load(run) -> ReferenceSegmenter:
     """The reference segmenter of a run; InputError if notebook 02 has not trained it."""
     folder = resolve(run) / "models" / "reference_segmenter"
-    weights = load_file(unchanged(require(folder / "model.safetensors", "02_masks")))
+    path = unchanged(require(folder / "model.safetensors", "02_masks"))
     config = read_json(folder / "config.json")
     model = networks.build("unet", **config["options"])
-    model.load_state_dict(weights)
+    load_model(model, path)
     return ReferenceSegmenter(model.to(device()).eval(), config["size"])

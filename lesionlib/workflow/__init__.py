@@ -1,0 +1,9 @@
+"""The command line, one stage of the study, and what can be fetched beforehand."""
+
+import pkgutil
+
+import lazy_loader
+
+# A module is imported when it is first used: importing the package costs nothing.
+_modules = [module.name for module in pkgutil.iter_modules(__path__)]
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, _modules)

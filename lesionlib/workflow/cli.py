@@ -1,4 +1,7 @@
-"""What `./run_all.sh` hands over to: Snakemake with the study's options, then the result."""
+"""What `./run_all.sh` hands over to: Snakemake with the study's options, then the result.
+
+Modules that import pandas are imported where they are used: a second start takes under 3 s.
+"""
 
 import argparse
 import os
@@ -31,6 +34,38 @@ QUIET = {
 }
 
 
+# The study's own options: name, metavar ('' for a switch), what it does.
+OPTIONS = (
+    ("--name", "NAME", "the run's folder runs/NAME (default: preset)"),
+    ("--images", "DIR", "your images"),
+    ("--masks", "DIR", "their masks, of the same stem"),
+    ("--table", "FILE", "CSV of their labels"),
+    ("--help-settings", "", "list all settings with their meaning"),
+    ("--test", "", "run the tests (more: for pytest)"),
+    ("--fetch", "", "download ISIC (more: for lesionlib.data.download)"),
+    ("--prefetch", "", "fetch all that a run would (ISIC, base, weights)"),
+    ("--bench", "", "measure speed against references"),
+    ("--publish", "RUN", "copy what may be shown of a finished run to figures/"),
+    ("--show-images", "", "publish real images too (if you may)"),
+    ("--cluster", "NAME", "send the jobs to a cluster, by profiles/NAME (slurm)"),
+    ("--why", "FILE", "show what a table or figure of a run was made from"),
+    ("--verify", "RUN", "check that all files of a run are as they were written"),
+    ("--lab", "", "open JupyterLab"),
+)
+REPEATED = (  # may be given several times
+    (
+        "--synthetic",
+        "NAME=DIR",
+        "synthetic pairs of another generator, as one more arm (DIR/images, DIR/masks)",
+    ),
+    ("--external", "NAME=DIR", "a further test set (DIR/images and DIR/masks, or IMAGES:MASKS)"),
+)
+PAIRS = (  # option NAME=DIR, group and name of its setting
+    ("synthetic", "design", "external_generators"),
+    ("external", "data", "external_tests"),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The options of the study's own; everything else goes to Snakemake."""
     options = argparse.ArgumentParser(
@@ -41,52 +76,20 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("-h", "--help", action="help", help="this text")
     options.add_argument("--preset", default="quick", help=f"one of {', '.join(config.presets())}")
-    options.add_argument("--name", default="", help="the run's folder runs/NAME (default: preset)")
-    options.add_argument("--images", metavar="DIR", help="your images")
-    options.add_argument("--masks", metavar="DIR", help="their masks, of the same stem")
-    options.add_argument("--table", metavar="FILE", help="CSV of their labels")
-    options.add_argument(
-        "--synthetic",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="synthetic pairs of another generator, as one more arm (DIR/images, DIR/masks)",
-    )
-    options.add_argument(
-        "--external",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="a further test set (DIR/images and DIR/masks, or IMAGES:MASKS)",
-    )
+    for name, metavar, text in OPTIONS:
+        known = {"metavar": metavar} if metavar else {"action": "store_true"}
+        options.add_argument(name, help=text, **known)
+    for name, metavar, text in REPEATED:
+        options.add_argument(name, action="append", default=[], metavar=metavar, help=text)
     options.add_argument(
         "--config",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="settings that override the preset (see config/quick.yaml)",
+        help="settings that override the preset (see --help-settings)",
     )
-    options.add_argument("--test", action="store_true", help="run the tests (more: for pytest)")
-    options.add_argument(
-        "--fetch", action="store_true", help="download ISIC (more: for lesionlib.data.download)"
-    )
-    options.add_argument(
-        "--prefetch", action="store_true", help="fetch all that a run would (ISIC, base, weights)"
-    )
-    options.add_argument("--bench", action="store_true", help="measure speed against references")
-    options.add_argument(
-        "--publish", metavar="RUN", help="copy what may be shown of a finished run to figures/"
-    )
-    options.add_argument(
-        "--show-images", action="store_true", help="publish real images too (if you may)"
-    )
-    options.add_argument(
-        "--cluster", metavar="NAME", help="send the jobs to a cluster, by profiles/NAME (slurm)"
-    )
-    options.add_argument("--why", metavar="FILE", help="what is behind a table or figure of a run")
-    options.add_argument("--verify", metavar="RUN", help="is all of a run as it was written?")
-    options.add_argument("--lab", action="store_true", help="open JupyterLab")
+    options.set_defaults(name="")
     return options
 
 
@@ -99,10 +102,10 @@ def overrides(options) -> dict:
             raise InputError("--config", f"'{item}' is not KEY=VALUE", "write --config epochs=20")
         words = value in ("on", "off", "yes", "no")  # which YAML takes for true and false
         given[key] = value if words else yaml.safe_load(value)
-    for key, option in (("others", "synthetic"), ("external", "external")):
+    for option, _, key in PAIRS:
         named = [item.partition("=") for item in getattr(options, option)]
-        for name, _, where in named:
-            if not where:
+        for name, _, folders in named:
+            if not folders:
                 raise InputError(f"--{option}", f"'{name}' is not NAME=DIR", f"--{option} a=DIR")
         if named:
             absolute = {n: ":".join(map(os.path.abspath, w.split(":"))) for n, _, w in named}
@@ -114,18 +117,18 @@ def overrides(options) -> dict:
     return given
 
 
-def check_sources(settings):
+def check_sources(settings: config.Settings):
     """Raise InputError at once if the folders that the settings name are not there."""
-    for key, option in (("others", "synthetic"), ("external", "external")):
-        for where in settings[key].values():
-            from lesionlib.data.catalogue import pair_folders  # pandas: only where it is needed
+    for option, group, key in PAIRS:
+        for folders in getattr(getattr(settings, group), key).values():
+            from lesionlib.data.catalogue import pair_folders  # imports pandas: slow
 
-            for folder in pair_folders(where):
+            for folder in pair_folders(folders):
                 if not folder.is_dir():
                     raise InputError(folder, "this folder does not exist", f"correct --{option}")
     named = {"folders": ["images", "masks", "table"], "isic": ["isic_root"], "phantom": []}
-    for key in named[settings["source"]]:
-        value = settings[key]
+    for key in named[settings.data.source]:
+        value = getattr(settings.data, key)
         if not value and key != "table":
             raise InputError(
                 "command line",
@@ -152,18 +155,13 @@ def check_cluster(name: str | None):
         )
 
 
-def one_line(value) -> str:
-    """A setting as one line of YAML, however long it is."""
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
-
-
 def snakemake(options, rest) -> int:
-    """Run the DAG and, if it ran through, print the two tables and the path of the report."""
+    """Run the DAG and, if it succeeds, print the two tables and the path of the report."""
     given = overrides(options)
     check_cluster(options.cluster)
     settings = config.load(options.preset, given, options.name)
     check_sources(settings)
-    values = [f"{key}={one_line(value)}" for key, value in given.items()]
+    values = [f"{key}={config.one_line(value)}" for key, value in given.items()]
     own = ["--workflow-profile", f"profiles/{options.cluster or 'local'}"]
     if {"--profile", "--workflow-profile"} & set(rest):
         own = []
@@ -171,7 +169,7 @@ def snakemake(options, rest) -> int:
         sys.executable,
         "-m",
         "snakemake",
-        "--nolock",  # its locks outlive a killed run; ours do not, and are one for each run
+        "--nolock",  # its locks outlive a killed run; ours, one for each run, do not
         *own,
         *rest,
         "--config",
@@ -181,19 +179,22 @@ def snakemake(options, rest) -> int:
     ]
     if QUIET & set(rest):
         return subprocess.run(command, cwd=ROOT).returncode
-    with run_lock(resolve(settings["run"])) as hold:
+    with run_lock(resolve(settings.run)) as hold:
         code = subprocess.run(command, cwd=ROOT, pass_fds=[hold]).returncode
-    report = resolve(settings["run"]) / "report" / "index.html"
+    report = resolve(settings.run) / "report" / "index.html"
     if code == 0 and report.exists():
-        from lesionlib.report.summary import summary_lines  # pandas: loaded only where it is needed
+        from lesionlib.report.summary import summary_lines  # imports pandas: slow
 
-        print(summary_lines(settings["run"]))
+        print(summary_lines(settings.run))
     return code
 
 
 def main(arguments=None) -> int:
     """Entry point; returns the exit status."""
     options, rest = parser().parse_known_args(arguments)
+    if options.help_settings:
+        print(config.explain(), end="")
+        return 0
     if options.test:
         return subprocess.run([sys.executable, "-m", "pytest", *rest], cwd=ROOT).returncode
     if options.publish:
@@ -202,7 +203,7 @@ def main(arguments=None) -> int:
         return subprocess.run(command, cwd=ROOT).returncode
     for verb in ("why", "verify"):
         if path := getattr(options, verb):
-            from lesionlib.engine import trace  # pandas: loaded only where it is needed
+            from lesionlib.engine import trace  # imports pandas: slow
 
             return trace.main(verb, path)
     for name, module in (

@@ -1,4 +1,4 @@
-"""All that a run would fetch, fetched beforehand: for clusters whose compute nodes see no network.
+"""Downloads all that a run needs beforehand, for clusters whose compute nodes have no network.
 
 `./run_all.sh --preset paper --prefetch` installs the packages, as every start does, and then gets
 what the settings name: ISIC, the base model, weights for the VGG loss and for Inception.
@@ -6,13 +6,14 @@ what the settings name: ISIC, the base model, weights for the VGG loss and for I
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import resolve
+from lesionlib.engine.settings import Settings
 
 
 def base_model(name: str):
     """Put a base of the hub into the hub's cache; a directory needs nothing."""
     if resolve(name).exists():
         return f"{name}: a directory"
-    from diffusers import StableDiffusionPipeline  # seconds
+    from diffusers import StableDiffusionPipeline  # slow import, needed only here
 
     try:
         found = StableDiffusionPipeline.download(name, safety_checker=None, use_safetensors=True)
@@ -27,7 +28,7 @@ def base_model(name: str):
 
 def torchvision_weights(name: str, weights: str):
     """Put weights of torchvision into torch.hub's cache."""
-    import torchvision  # seconds
+    import torchvision  # slow import, needed only here
 
     try:
         getattr(torchvision.models, name).IMAGENET1K_V1.get_state_dict(check_hash=True)
@@ -47,21 +48,21 @@ def isic(folder):
     return f"{folder}: ISIC"
 
 
-def due(settings: dict) -> list:
+def due(settings: Settings) -> list:
     """What the settings need from the network, as (function, its arguments)."""
     needed = []
-    if settings["source"] == "isic":
-        needed.append((isic, [resolve(settings["isic_root"])]))
-    if settings["base_model"]:
-        needed.append((base_model, [settings["base_model"]]))
-    if settings["pix2pixhd_vgg"] == "download":
+    if settings.data.source == "isic":
+        needed.append((isic, [resolve(settings.data.isic_root)]))
+    if settings.base.model:
+        needed.append((base_model, [settings.base.model]))
+    if settings.pix2pixhd.vgg == "download":
         needed.append((torchvision_weights, ["VGG19_Weights", "weights of the VGG loss"]))
-    if settings["features"] == "inception":
+    if settings.evaluation.features == "inception":
         needed.append((torchvision_weights, ["Inception_V3_Weights", "weights of Inception v3"]))
     return needed
 
 
-def prefetch(settings: dict):
+def prefetch(settings: Settings):
     """Get all of it, the smallest last; InputError names what cannot be had."""
     needed = due(settings)
     for function, arguments in needed:

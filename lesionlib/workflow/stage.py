@@ -1,4 +1,4 @@
-"""Runs one notebook of the study with papermill, and writes down what it took and made.
+"""Runs one notebook of the study with papermill, and writes down what it used and made.
 
 `python -m lesionlib.workflow.stage NOTEBOOK EXECUTED --text LOG --facts JSON --values JSON
 --inputs FILE ... --outputs FILE ...` is what every rule of the Snakefile calls.
@@ -6,7 +6,6 @@
 
 import argparse
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -18,8 +17,11 @@ from pathlib import Path
 import psutil
 import pynvml
 
+from lesionlib.engine import settings
+from lesionlib.engine.code import notebook_digest
 from lesionlib.engine.files import ROOT, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
+from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
 
 # Jupyter draws the ports of a kernel before it binds them: two that start at the same moment may
@@ -68,7 +70,7 @@ def watch_gpus(handles, peak: list, ended: threading.Event):
 
 
 def papermill(given) -> tuple[int, dict]:
-    """Execute the notebook; exit status, and the time and memory that it took."""
+    """Execute the notebook; exit status, start, and what it took of the GPUs."""
     command = [
         "papermill",
         given.notebook,
@@ -91,12 +93,8 @@ def papermill(given) -> tuple[int, dict]:
         if not code or NO_KERNEL not in Path(given.text).read_text():
             break
     ended.set()
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return code, {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
-        "seconds": round(time.time() - began, 1),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "memory_mb": round(used.ru_maxrss / 1024),
         "gpu_memory_mb": gpu[0],
         "gpu_energy_wh": round(gpu_energy(handles) - energy, 2),
     }
@@ -108,6 +106,26 @@ def digests(paths) -> dict:
     return {
         str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path): file_digest(path)
         for path in found.values()
+    }
+
+
+def facts(given, executed: Path) -> dict:
+    """What is recorded of a stage: its key (code and settings), inputs, outputs, environment."""
+    notebook, parameters = f"{executed.stem.partition('-')[0]}.ipynb", json.loads(given.values)
+    groups = STAGES[Path(notebook).stem]
+    read = settings.load(parameters["preset"], parameters["overrides"], groups=groups)
+    name = f"notebooks/{notebook}"
+    return {
+        "stage": executed.stem,
+        "key": {
+            "code": {name: notebook_digest(ROOT / name)},
+            "settings": {group: getattr(read, group).model_dump(mode="json") for group in groups},
+        },
+        "parameters": parameters,
+        "inputs": digests(given.inputs),
+        "outputs": digests(given.outputs),
+        "code": code_version(),
+        "environment": environment(),
     }
 
 
@@ -130,18 +148,7 @@ def main(arguments=None) -> int:
         lines = Path(given.text).read_text().splitlines()[-3:]
         print("\n".join(lines), file=sys.stderr)
         return code
-    write_json(
-        given.facts,
-        {
-            "stage": executed.stem,
-            "parameters": json.loads(given.values),
-            "inputs": digests(given.inputs),
-            "outputs": digests(given.outputs),
-            "code": code_version(),
-            "environment": environment(),
-            **took,
-        },
-    )
+    write_json(given.facts, facts(given, executed) | took)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Folders of synthetic pairs: complete, resumable, and what was asked for."""
+"""Folders of synthetic pairs: complete, resumable, never outdated, under the given conditions."""
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,7 @@ from lesionlib.data import prompts
 from lesionlib.data.dataset import Study
 from lesionlib.engine import files, provenance
 from lesionlib.engine.errors import InputError
+from lesionlib.engine.settings import Data, Design, Masks, Settings
 from lesionlib.generators import sets
 from lesionlib.masks import conditions
 from lesionlib.masks.recipe import random_masks
@@ -27,9 +28,15 @@ def pictures(indices, log=None):
         yield np.full((8, 8, 3), 50 + 10 * i, np.uint8) + RAMP
 
 
-def fill(folder, key="k", make=pictures, **options):
-    options = dict(seed=3, model="abc", settings={"steps": 2}) | options
-    sets.fill(folder, MASKS, [f"p{i}" for i in range(5)], make, key, "test", **options)
+def request(folder, **changes):
+    """A request for five pairs in a folder; `changes` of its fields."""
+    prompts = [f"p{i}" for i in range(5)]
+    fields = dict(code=(), model="abc", seed=3, settings={"steps": 2}, inputs={})
+    return sets.Request(folder, **{"masks": MASKS, "prompts": prompts} | fields | changes)
+
+
+def fill(folder, make=pictures, segmenter=None, **changes):
+    sets.fill(request(folder, **changes), make, segmenter)
 
 
 def test_what_is_filled_is_loaded(tmp_path):
@@ -69,11 +76,51 @@ def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path):
     assert (tmp_path / "a/manifest.csv").read_bytes() == (tmp_path / "b/manifest.csv").read_bytes()
 
 
-def test_another_key_makes_all_anew(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code": ("lesionlib.generators.pix2pixhd:generate",)},
+        {"model": "abd"},
+        {"seed": 4},
+        {"settings": {"steps": 3}},
+        {"inputs": {"base": "other"}},
+        {"prompts": ["p"] * 5},
+        {"masks": 1 - MASKS},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_all_images_are_rebuilt_when_anything_that_determines_them_changes(tmp_path, changes):
     fill(tmp_path)
     made = []
-    fill(tmp_path, key="other", make=lambda indices: pictures(indices, made))
+    fill(tmp_path, lambda indices: pictures(indices, made))
+    assert made == []
+    fill(tmp_path, lambda indices: pictures(indices, made), **changes)
     assert made == [0, 1, 2, 3, 4]
+    assert np.array_equal(sets.load(tmp_path, "x")[1], changes.get("masks", MASKS))
+
+
+def test_a_fingerprint_covers_images_and_masks_and_for_best_methods_their_order(tmp_path):
+    fill(tmp_path / "a")
+    fill(tmp_path / "b", masks=1 - MASKS)
+    fill(tmp_path / "c", lambda indices: iter(255 - x for x in pictures(indices)))
+    found = [sets.load(tmp_path / name, "x")[2] for name in "abc"]
+    assert len(set(found)) == 3
+    scores = [np.array(x) for x in ([0.5, 0.9, 0.1], [0.6, 0.8, 0.2], [0.9, 0.5, 0.1])]
+    pairs = [sets.Pairs(None, None, x, {}, "f") for x in scores]
+    best = [one.determining("controlnet_best") for one in pairs]
+    assert best[0] == best[1] != best[2]
+    assert {one.determining("controlnet") for one in pairs} == {"f"}
+
+
+@pytest.mark.parametrize("name", ["images/000003.png", "masks/000001.png"])
+def test_a_corrupt_file_of_a_set_is_reported_and_rebuilt(tmp_path, name, capsys):
+    fill(tmp_path)
+    path, made = tmp_path / name, []
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    fill(tmp_path, lambda indices: pictures(indices, made))
+    assert f"WARNING: {path}: it is corrupt" in capsys.readouterr().out
+    assert path.read_bytes() == whole and made == [int(path.stem)]
 
 
 @pytest.mark.parametrize(
@@ -92,11 +139,11 @@ def test_an_image_that_shows_nothing_stops_the_run_and_is_named(tmp_path, image)
 
 
 @pytest.mark.parametrize("name", ["images/000003.png", "masks/000001.png", "manifest.csv"])
-def test_a_damaged_file_of_a_set_is_named(tmp_path, name):
+def test_a_corrupt_file_of_a_set_is_named(tmp_path, name):
     fill(tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(InputError, match=f"{path.name}: it was cut short or changed"):
+    with pytest.raises(InputError, match=f"{path.name}: it is corrupt"):
         sets.load(tmp_path, "03_controlnet")
 
 
@@ -109,20 +156,25 @@ def test_tables_say_whether_the_vgg_loss_was_on(tmp_path):
         assert sets.remark(tmp_path, "pix2pixhd") == said
 
 
-def test_what_is_asked_for_is_written_and_sizes_in_prompts_are_those_of_the_masks(tmp_path):
+def test_conditions_are_written_and_sizes_in_prompts_are_those_of_the_masks(tmp_path):
     labels = pd.DataFrame({"id": [f"i{k}" for k in range(30)], "diagnosis": "nevus", "split": "G"})
     labels[list(prompts.ATTRIBUTES)] = 0.0
     study = Study(np.zeros((30, 16, 16, 3), np.uint8), np.ones((30, 16, 16), np.uint8), labels, "f")
     wishes = tmp_path / "wishes.csv"
     wishes.write_text("diagnosis,streaks,weight\nmelanoma,1,1\n")
-    common = dict(n=6, size=32, mode="paper", seed=1, prompt="full", details=["size"])
-    masks, texts = conditions.draw(tmp_path, study, draw=str(wishes), **common)
+    settings = Settings(
+        data=Data(image_size=32, prompt_details=["size"]),
+        design=Design(synthetic_amounts=[4, 6]),
+        masks=Masks(mask_seed=1, prompt_draw=str(wishes)),
+    )
+    masks, texts = conditions.draw(tmp_path, study, settings)
     start = "a dermoscopic image of a melanoma with streaks, "
     assert texts == [start + prompts.lesion_size(mask) for mask in masks]
     assert len({text for text in texts}) > 1
     shapes, written, fingerprint = conditions.load(tmp_path)
     assert np.array_equal(shapes, masks) and written == texts
-    masks_again, plain = conditions.draw(tmp_path, study, draw="joint", **common)
+    joint = settings.model_copy(update={"masks": Masks(mask_seed=1)})
+    masks_again, plain = conditions.draw(tmp_path, study, joint)
     assert np.array_equal(masks_again, masks) and all(" nevus, " in text for text in plain)
     assert conditions.load(tmp_path)[2] != fingerprint
 
@@ -132,17 +184,19 @@ def test_control_sets_change_one_thing_each(tmp_path):
     labels[list(prompts.ATTRIBUTES)] = 1.0
     real = random_masks(30, 32, seed=5)
     study = Study(np.zeros((30, 32, 32, 3), np.uint8), real, labels, "f")
-    common = dict(prompt="full", details=["size"])
-    masks, texts = conditions.draw(
-        tmp_path, study, n=6, size=32, mode="paper", seed=1, draw="joint", **common
+    settings = Settings(
+        data=Data(image_size=32, prompt_details=["size"]),
+        design=Design(synthetic_amounts=[4, 6]),
+        masks=Masks(mask_seed=1),
     )
+    masks, texts = conditions.draw(tmp_path, study, settings)
     for name, same_masks in {
         "base": True,
         "controlnet_empty": True,
         "controlnet_real": False,
         "controlnet_fitted": False,
     }.items():
-        shapes, words = conditions.vary(tmp_path, study, name, 4, **common)
+        shapes, words = conditions.vary(tmp_path, study, settings, name)
         assert shapes.shape == (4, 32, 32) and len(words) == 4
         assert np.array_equal(shapes, masks[:4]) == same_masks
         if name == "controlnet_empty":

@@ -1,4 +1,4 @@
-"""The judge: trained on S-train once, the same after loading, missing with a word of help."""
+"""The reference segmenter: trained on S-train once, the same after loading, resumable."""
 
 import numpy as np
 import pandas as pd
@@ -7,11 +7,10 @@ from small_base import pairs
 
 from lesionlib.data.dataset import Study
 from lesionlib.engine.errors import InputError
+from lesionlib.engine.settings import Reference
 from lesionlib.segmentation import reference, training
 
-OPTIONS = dict(
-    size=32, options={"encoder": "resnet18", "decoder_channels": [16, 8, 8]}, batch=8, lr=3e-3
-)
+SETTINGS = Reference(size=32, epochs=12, batch=8, lr=3e-3, decoder=[16, 8, 8])
 
 
 def study(fingerprint="f"):
@@ -20,21 +19,22 @@ def study(fingerprint="f"):
     return Study(images, masks, pd.DataFrame({"split": parts}), fingerprint)
 
 
-def test_a_judge_learns_is_kept_and_sees_at_its_own_size(tmp_path, monkeypatch):
-    first = reference.train(tmp_path, study(), epochs=12, **OPTIONS)
+def test_it_learns_is_kept_and_works_at_its_own_size(tmp_path, monkeypatch):
+    first = reference.train(tmp_path, study(), SETTINGS)
     images, masks, _ = pairs()
+    assert not list((tmp_path / "checkpoints").rglob("*.pt"))  # it is finished
     scores = first(images, masks)
     assert scores.shape == (24,) and scores.mean() > 0.8 > first(images, masks[::-1]).mean()
     large = first(images.repeat(2, 1).repeat(2, 2), masks.repeat(2, 1).repeat(2, 2))
     np.testing.assert_allclose(large, scores, atol=1e-6)
     monkeypatch.setattr(training, "train", None)  # would fail if it were trained again
     np.testing.assert_array_equal(
-        reference.train(tmp_path, study(), epochs=12, **OPTIONS)(images, masks), scores
+        reference.train(tmp_path, study(), SETTINGS)(images, masks), scores
     )
     with pytest.raises(TypeError):
-        reference.train(tmp_path, study("other data"), epochs=12, **OPTIONS)
+        reference.train(tmp_path, study("other data"), SETTINGS)
 
 
-def test_a_missing_judge_names_the_notebook(tmp_path):
+def test_a_missing_one_names_the_notebook(tmp_path):
     with pytest.raises(InputError, match="run notebooks/02_masks"):
         reference.load(tmp_path)

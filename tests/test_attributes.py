@@ -1,4 +1,4 @@
-"""Asked against recognised: labels, areas under the curve, and a classifier that learns."""
+"""Prompted against classified: labels, areas under the curve, and a classifier that learns."""
 
 import numpy as np
 import pandas as pd

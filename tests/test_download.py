@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lesionlib.data import catalogue, download
+from lesionlib.data import attribute_masks, catalogue, download
 from lesionlib.data.download import Source
 from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.engine.errors import InputError
@@ -425,7 +425,7 @@ def test_an_altered_table_is_an_error_until_its_pin_is_deleted(server, tmp_path)
     (tmp_path / "labels.csv").write_bytes(TABLE.replace(b"1", b"0"))
     fails(server, tmp_path, ROWS, "SHA-256", str(tmp_path / "manifest.json"))
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json: it was cut short or changed"):
+    with pytest.raises(InputError, match=r"manifest\.json: it is corrupt"):
         get(server, tmp_path, ROWS)
     (tmp_path / "manifest.json").write_text("{}")
     assert get(server, tmp_path, ROWS) == {"labels": "was there"} and len(server.requests) == 1
@@ -563,7 +563,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_and_goes_on(
 ):
     server.files["/2018/images.zip"] = body = packed()
     full_after(monkeypatch, 2500, suffix)
-    fails(server, tmp_path, images(body), "the disk is full", "goes on where it stopped")
+    fails(server, tmp_path, images(body), "the disk is full", "resumes where it stopped")
     assert left(tmp_path) == {"images.zip.part", "images.zip.part.json"}
     monkeypatch.undo()
     monkeypatch.setenv("NO_PROXY", "*")
@@ -581,7 +581,7 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
 def test_two_fetches_do_not_write_to_one_folder(server, tmp_path):
     with open(tmp_path / ".fetch.lock", "a") as lock:
         download.fcntl.flock(lock, download.fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another fetch"):
+        with pytest.raises(InputError, match="another download"):
             get(server, tmp_path, ROWS)
     server.files["/2017/labels.csv"] = TABLE
     get(server, tmp_path, ROWS)
@@ -600,7 +600,7 @@ def mask(path, *pixels):
     return path.read_bytes()
 
 
-def attribute_masks(folder, flags):
+def write_attribute_masks(folder, flags):
     """Write the five masks of each id; flags: {id: five of 0 and 1}."""
     for i, row in flags.items():
         for name, on in zip(ATTRIBUTES, row, strict=True):
@@ -618,26 +618,26 @@ FLAGS = {
 
 
 def test_attributes_are_read_once_from_the_masks(tmp_path, monkeypatch):
-    attribute_masks(tmp_path, FLAGS)
-    flags = download.attribute_flags(tmp_path)
+    write_attribute_masks(tmp_path, FLAGS)
+    flags = attribute_masks.attribute_flags(tmp_path)
     assert list(flags.columns) == ["id", *ATTRIBUTES] and flags["id"].is_monotonic_increasing
     assert {row[0]: list(row[1:]) for row in flags.itertuples(index=False)} == FLAGS
-    monkeypatch.setattr(download, "visible", None)  # would fail if a mask were read again
-    assert download.attribute_flags(tmp_path).equals(flags)
+    monkeypatch.setattr(attribute_masks, "visible", None)  # would fail if a mask were read again
+    assert attribute_masks.attribute_flags(tmp_path).equals(flags)
     shutil.rmtree(tmp_path / "ISIC2018_Task2_Training_GroundTruth_v3")
-    assert download.attribute_flags(tmp_path).equals(flags)
+    assert attribute_masks.attribute_flags(tmp_path).equals(flags)
 
 
 def test_attributes_are_read_again_for_other_masks(tmp_path):
-    attribute_masks(tmp_path, FLAGS)
-    download.attribute_flags(tmp_path)
-    attribute_masks(tmp_path, {"ISIC_0000009": [0, 0, 0, 0, 1]})
-    assert download.attribute_flags(tmp_path)["globules"].tolist() == [0, 0, 1, 1]
+    write_attribute_masks(tmp_path, FLAGS)
+    attribute_masks.attribute_flags(tmp_path)
+    write_attribute_masks(tmp_path, {"ISIC_0000009": [0, 0, 0, 0, 1]})
+    assert attribute_masks.attribute_flags(tmp_path)["globules"].tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "none at all"])
 def test_attributes_need_every_mask(tmp_path, damage):
-    attribute_masks(tmp_path, FLAGS)
+    write_attribute_masks(tmp_path, FLAGS)
     folder = tmp_path / "ISIC2018_Task2_Training_GroundTruth_v3"
     path = folder / "ISIC_0000003_attribute_streaks.png"
     if damage == "missing":
@@ -647,7 +647,7 @@ def test_attributes_need_every_mask(tmp_path, damage):
     else:
         shutil.rmtree(folder)
     with pytest.raises(InputError) as caught:
-        download.attribute_flags(tmp_path)
+        attribute_masks.attribute_flags(tmp_path)
     assert caught.value.where == str(folder if damage == "none at all" else path)
     assert not (tmp_path / "ISIC2018_Task2_Training_attributes.csv").exists()
 
@@ -667,7 +667,7 @@ def test_the_study_reads_what_the_command_fetches(server, tmp_path, monkeypatch,
     for i in FLAGS:
         mask(made / "ISIC2018_Task1-2_Training_Input" / f"{i}.jpg")
         mask(made / "ISIC2018_Task1_Training_GroundTruth" / f"{i}_segmentation.png", (3, 3))
-    attribute_masks(made, FLAGS)
+    write_attribute_masks(made, FLAGS)
     known = {source.name: source for source in download.SOURCES}
     tables = {
         "labels-2017": b"image_id,melanoma,seborrheic_keratosis\nISIC_0000000,0,0\n",

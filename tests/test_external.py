@@ -1,4 +1,6 @@
-"""Pairs from elsewhere: somebody's generator as an arm, further test sets, and their faults."""
+"""External pairs: another generator as an arm, further test sets, and their faults."""
+
+import shutil
 
 import cv2
 import numpy as np
@@ -28,7 +30,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, pictures, monkeypatch):
-    """A run's data of the first 20 pictures, with a judge that says one half."""
+    """A run's data of the first 20 pictures, with a reference segmenter that always says 0.5."""
     images = np.stack([cv2.imread(str(path))[..., ::-1] for path in pictures[0][:20]])
     shapes = np.stack([cv2.imread(str(p), 0) > 0 for p in pictures[1][:20]]).astype(np.uint8)
     folder = tmp_path / "run" / "data"
@@ -44,80 +46,91 @@ def run(tmp_path, pictures, monkeypatch):
     return tmp_path / "run"
 
 
-def somebody(where, pictures, rows, shapes=None):
-    """A folder of pairs as somebody would give it."""
+def given_pairs(source, pictures, rows, shapes=None):
+    """A folder of pairs as another group would give it."""
     for name in ("images", "masks"):
-        (where / name).mkdir(parents=True)
+        (source / name).mkdir(parents=True)
     for i, row in enumerate(rows):
-        (where / "images" / f"{i}.jpg").write_bytes(pictures[0][row].read_bytes())
+        (source / "images" / f"{i}.jpg").write_bytes(pictures[0][row].read_bytes())
         mask = cv2.imread(str(pictures[1][row]), 0) if shapes is None else shapes[i] * 255
-        cv2.imwrite(str(where / "masks" / f"{i}.png"), mask)
-    return where
+        cv2.imwrite(str(source / "masks" / f"{i}.png"), mask)
+    return source
 
 
-def test_pairs_of_somebody_become_a_synthetic_set(run, pictures, tmp_path):
-    where = somebody(tmp_path / "gan", pictures, range(22, 28))
-    external_generators.read(run, "gan", where, fit="squash")
-    (images, shapes, fidelity), facts, _ = sets.with_facts(run, "gan")
-    assert images.shape == (6, SIZE, SIZE, 3) and shapes.shape == (6, SIZE, SIZE)
-    assert set(fidelity) == {0.5}
-    assert facts["trained_on"] is None and facts["data"] == dataset.load(run).fingerprint
+def test_pairs_of_another_generator_become_a_synthetic_set(run, pictures, tmp_path):
+    source = given_pairs(tmp_path / "gan", pictures, range(22, 28))
+    external_generators.read(run, "gan", source, fit="squash")
+    pairs = sets.load_pairs(run, "gan")
+    assert pairs.images.shape == (6, SIZE, SIZE, 3) and pairs.masks.shape == (6, SIZE, SIZE)
+    assert set(pairs.fidelity) == {0.5}
+    assert pairs.facts["trained_on"] is None
+    assert pairs.facts["data"] == dataset.load(run).fingerprint
     assert not (run / "generated" / "gan").exists()
 
 
 def test_images_for_s_test_are_taken_by_name_and_training_ids_are_kept(run, pictures, tmp_path):
-    where = somebody(tmp_path / "gan", pictures, range(22, 28))
-    (where / "trained_on.csv").write_text("id\nISIC_1\nISIC_2\n")
-    (where / "generated").mkdir()
+    source = given_pairs(tmp_path / "gan", pictures, range(22, 28))
+    (source / "trained_on.csv").write_text("id\nISIC_1\nISIC_2\n")
+    (source / "generated").mkdir()
     for k, path in enumerate(pictures[0][16:20]):
         cv2.imwrite(
-            str(where / "generated" / f"{path.stem}.png"),
+            str(source / "generated" / f"{path.stem}.png"),
             np.add.outer(np.full((90, 1), 40 * k), np.arange(3 * 90).reshape(90, 3) % 60).reshape(
                 90, 90, 3
             ),
         )
-    external_generators.read(run, "gan", where, fit="squash")
+    external_generators.read(run, "gan", source, fit="squash")
     made, shapes, _ = sets.load(run / "generated" / "gan", "x")
     study = dataset.load(run)
     np.testing.assert_array_equal(shapes, study.part("S-test").masks)
     assert np.diff(made.mean((1, 2, 3))).round().tolist() == [40, 40, 40]
-    assert sets.with_facts(run, "gan")[1]["trained_on"] == ["ISIC_1", "ISIC_2"]
-    next((where / "generated").iterdir()).unlink()
+    assert sets.load_pairs(run, "gan").facts["trained_on"] == ["ISIC_1", "ISIC_2"]
+    (source / "trained_on.csv").write_text("id\nISIC_1\n")
+    path = next(iter(sorted((source / "generated").iterdir())))
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path)))  # what was read before is not kept
+    external_generators.read(run, "gan", source, fit="squash")
+    again, _, _ = sets.load(run / "generated" / "gan", "x")
+    assert sets.load_pairs(run, "gan").facts["trained_on"] == ["ISIC_1"]
+    assert (again != made).any(axis=(1, 2, 3)).tolist() == [True, False, False, False]
+    next((source / "generated").iterdir()).unlink()
     with pytest.raises(InputError, match="1 of the 4 masks of S-test have no image"):
-        external_generators.read(run, "gan", where, fit="squash")
+        external_generators.read(run, "gan", source, fit="squash")
+    shutil.rmtree(source / "generated")
+    external_generators.read(run, "gan", source, fit="squash")
+    assert not (run / "generated" / "gan").exists()
 
 
 @pytest.mark.parametrize("row, stopped", [(17, True), (13, True), (9, True), (2, False)])
 def test_a_picture_of_s_among_them_stops_the_run(run, pictures, tmp_path, row, stopped):
-    where = somebody(tmp_path / "gan", pictures, [22, row, 24])
+    source = given_pairs(tmp_path / "gan", pictures, [22, row, 24])
     if not stopped:
-        return external_generators.read(run, "gan", where, fit="squash")
+        return external_generators.read(run, "gan", source, fit="squash")
     with pytest.raises(InputError, match=r"1\.jpg: it shows a picture of S. Remedy"):
-        external_generators.read(run, "gan", where, fit="squash")
+        external_generators.read(run, "gan", source, fit="squash")
 
 
 def test_a_test_set_is_read_without_what_the_study_knows(run, pictures, tmp_path, capsys):
-    where = somebody(tmp_path / "clinic", pictures, [22, 3, 24, 25])
-    study, how = dataset.load(run), {"fit": "squash"}
-    assert external_tests.read(run, "clinic", where, study, **how) == 3
+    source = given_pairs(tmp_path / "clinic", pictures, [22, 3, 24, 25])
+    study, options = dataset.load(run), {"fit": "squash"}
+    assert external_tests.read(run, "clinic", source, study, **options) == 3
     assert "1 of 4 pictures are in the study itself, 1 among them" in capsys.readouterr().out
     images, whole, ids = external_tests.load(run, "clinic")
     assert list(ids) == ["0", "2", "3"] and len(images) == len(whole) == 3
     assert all(mask.shape == (SIZE, SIZE) and set(np.unique(mask)) == {0, 1} for mask in whole)
-    known = somebody(tmp_path / "known", pictures, [3, 5])
+    known = given_pairs(tmp_path / "known", pictures, [3, 5])
     with pytest.raises(InputError, match="all of its pictures are in the study"):
-        external_tests.read(run, "known", known, study, **how)
+        external_tests.read(run, "known", known, study, **options)
 
 
 def test_masks_keep_their_own_resolution(run, pictures, tmp_path):
-    where = somebody(tmp_path / "clinic", pictures, [22])
+    source = given_pairs(tmp_path / "clinic", pictures, [22])
     large = cv2.resize(
         cv2.imread(str(pictures[1][22]), 0), (150, 150), interpolation=cv2.INTER_NEAREST
     )
-    cv2.imwrite(str(where / "masks" / "0.png"), large)
+    cv2.imwrite(str(source / "masks" / "0.png"), large)
     picture = cv2.resize(cv2.imread(str(pictures[0][22])), (150, 150))
-    cv2.imwrite(str(where / "images" / "0.jpg"), picture)
-    external_tests.read(run, "one", where, dataset.load(run), fit="squash")
+    cv2.imwrite(str(source / "images" / "0.jpg"), picture)
+    external_tests.read(run, "one", source, dataset.load(run), fit="squash")
     images, whole, _ = external_tests.load(run, "one")
     assert images.shape == (1, SIZE, SIZE, 3) and whole[0].shape == (150, 150)
     np.testing.assert_array_equal(whole[0], large > 128)

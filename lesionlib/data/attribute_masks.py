@@ -1,0 +1,53 @@
+"""The dermoscopic attributes of ISIC 2018 Task 2 as flags, read from the attribute masks."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lesionlib.data.prompts import ATTRIBUTES
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import resolve, write_csv
+from lesionlib.engine.progress import progress
+
+DOWNLOAD = "run python -m lesionlib.data.download"
+
+
+def visible(path) -> int:
+    """1 if a mask has a pixel that is not black, else 0; InputError if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return int(image.convert("L").getbbox() is not None)
+    except (OSError, SyntaxError, ValueError) as error:
+        remedy = f"delete the folder {path.parent} and {DOWNLOAD}"
+        raise InputError(path, f"the mask cannot be read ({error})", remedy) from error
+
+
+def attribute_flags(folder) -> pd.DataFrame:
+    """Columns id and the five attributes (0/1) of ISIC 2018 Task 2, from the downloads' folder.
+
+    Read once from the masks and kept as ISIC2018_Task2_Training_attributes.csv, which is used as
+    long as it lists the same ids as the masks, or if there are no masks. Raises InputError if
+    there is neither, if a mask is missing or corrupt, or if the table cannot be written.
+    """
+    table = resolve(folder) / "ISIC2018_Task2_Training_attributes.csv"
+    masks = resolve(folder) / "ISIC2018_Task2_Training_GroundTruth_v3"
+    ids = sorted({p.name.split("_attribute_")[0] for p in masks.glob("*_attribute_*.png")})
+    if table.exists():
+        flags = pd.read_csv(table)
+        if {"id", *ATTRIBUTES} <= set(flags) and (not ids or sorted(flags["id"]) == ids):
+            return flags[["id", *ATTRIBUTES]]
+    if not ids:
+        raise InputError(masks, "no attribute masks", DOWNLOAD)
+    paths = [masks / f"{i}_attribute_{name}.png" for i in ids for name in ATTRIBUTES]
+    with ThreadPoolExecutor() as pool:
+        found = list(progress(pool.map(visible, paths), desc="attributes", total=len(paths)))
+    flags = pd.DataFrame(np.reshape(found, (len(ids), -1)), columns=ATTRIBUTES)
+    flags.insert(0, "id", ids)
+    try:
+        write_csv(table, flags)
+    except OSError as error:
+        problem = f"cannot be read or written ({error})"
+        raise InputError(table, problem, "check its permissions, or use another folder") from error
+    return flags

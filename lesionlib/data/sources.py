@@ -1,0 +1,23 @@
+"""The source of a run's images: procedural ones, the ISIC downloads, or somebody's own folders."""
+
+from lesionlib.data import catalogue, phantom
+from lesionlib.engine.settings import Data
+
+
+def read(settings: Data, folder) -> catalogue.Catalogue:
+    """The catalogue of the source that the settings name.
+
+    Procedural images are first written to `folder` in the layout of the ISIC downloads, so that
+    they and real ones are read by the same lines. Raises InputError as `catalogue.read` does.
+    """
+    root = settings.isic_root
+    if settings.source == "phantom":
+        root = folder
+        phantom.write_dataset(root, settings.phantoms, settings.phantom_size, settings.data_seed)
+    return catalogue.read(
+        "folders" if settings.source == "folders" else "isic",
+        images=settings.images,
+        masks=settings.masks,
+        table=settings.table,
+        isic_root=root,
+    )

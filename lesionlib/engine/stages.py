@@ -1,0 +1,16 @@
+"""The study's stages in order, each a notebook, and the groups of settings that it reads.
+
+The order of work itself is the Snakefile's. A stage is run again when one of its groups changes,
+and `report.run.Run` gives a notebook no other group.
+"""
+
+STAGES = {
+    "01_data": ("data",),
+    "02_masks": ("data", "design", "masks", "reference"),
+    "03_controlnet": ("data", "design", "base", "training", "controlnet", "validation", "sampling",
+                      "classifier"),
+    "04_pix2pixhd": ("data", "design", "training", "pix2pixhd"),
+    "05_image_quality": ("data", "design", "sampling", "evaluation"),
+    "06_segmentation": ("data", "design", "evaluation", "segmentation"),
+    "07_figures": ("data", "design"),
+}  # fmt: skip

@@ -1,0 +1,44 @@
+"""What notebooks 03 and 04 show of the generators: their training, images, and variants."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from lesionlib.engine.files import ROOT, Log
+from lesionlib.report import plots
+
+
+def losses(folders: dict[str, Path], columns):
+    """The columns of the log.csv in each folder against the step, one axis per label."""
+    size = (6 * len(folders), 2.6)
+    fig, axes = plt.subplots(1, len(folders), figsize=size, squeeze=False, layout="constrained")
+    for axis, (label, folder) in zip(axes[0], folders.items(), strict=True):
+        plots.curve(Log.read(folder / "log.csv"), columns, label, axis)
+    return fig
+
+
+def controlnet_training(folder):
+    """Training loss, held-out losses and mask fidelity of a ControlNet against the step."""
+    log, validations = (Log.read(folder / name) for name in ("log.csv", "validations.csv"))
+    fig, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
+    plots.curve(log, ["loss"], "training loss", axes[0])
+    plots.curve(validations, ["held_out_loss", "wrong_mask_loss"], "loss on S-val", axes[1])
+    plots.curve(validations, ["mask_fidelity"], "mask fidelity (Dice)", axes[2])
+    axes[2].set_ylim(0, 1)
+    return fig
+
+
+def s_test(test, generated: dict):
+    """The first 8 images and masks of S-test, and the images generated for them, by label."""
+    masks = test.masks[:8]
+    rows = {"original": test.images[:8], "mask": masks}
+    rows |= {label: plots.all_outlined(x[:8], masks) for label, x in generated.items()}
+    return plots.sheet(rows, made=tuple(generated), masks={"original": masks})
+
+
+def variants(generator: str) -> pd.DataFrame:
+    """The ablation's table (`benchmarks.ablation`) for a generator, with real images first."""
+    table = pd.read_csv(ROOT / "config" / "ablation" / "isic.csv", keep_default_na=False)
+    chosen = table[table["generator"].isin(["real", generator])]
+    return chosen.drop(columns=["generator", "version"])

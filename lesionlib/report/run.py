@@ -1,0 +1,151 @@
+"""What every notebook does with a run: read its settings and data, write tables and figures.
+
+run = Run("05_image_quality", run, preset, overrides)
+run.show_settings()
+test = run.study.part("S-test")
+run.table("image_quality", frame)
+run.figure(fig, "image_quality", "Boxes: quartiles")
+run.answer("...")
+"""
+
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+
+from lesionlib import evaluation, generators, masks, segmentation
+from lesionlib.data import dataset, external_tests
+from lesionlib.engine import settings
+from lesionlib.engine.artefacts import Artefact
+from lesionlib.engine.code import notebook_digest
+from lesionlib.engine.errors import InputError, require
+from lesionlib.engine.files import ROOT, resolve, write_csv
+from lesionlib.engine.provenance import header, record
+from lesionlib.engine.stages import STAGES
+from lesionlib.report import notebooks, plots
+
+
+class Run:
+    """A run as one of its stages sees it.
+
+    `stage` is the notebook's name; `run` the folder of the run, relative to the repository or
+    absolute; `overrides` flat settings ({"epochs": 20}) that differ from the preset's. With `whole`
+    False (a share of the grid) tables and figures are shown, but not written. InputError for an
+    unknown preset, setting or value.
+    """
+
+    def __init__(self, stage, run="runs/quick", preset="quick", overrides=None, whole=True):
+        self.stage, self.whole = stage, whole
+        self.name = run.name if isinstance(run, Run) else str(run)  # a cell may be run again
+        self.folder: Path = resolve(self.name)
+        self.preset, self._all = preset, settings.load(preset, overrides, groups=STAGES[stage])
+        self.settings = _Groups({name: getattr(self._all, name) for name in STAGES[stage]}, stage)
+        print(f"preset {preset} · {header(self.name)}")
+
+    def show_settings(self):
+        """Display this stage's settings: value, meaning, and what differs from `quick`."""
+        rows = settings.table(STAGES[self.stage], self._all)
+        frame = pd.DataFrame(rows, columns=["setting", "value", "meaning", "changed"])
+        frame["changed"] = frame["changed"].map({True: "differs from quick", False: ""})
+        plots.table(frame)
+
+    def path(self, *parts) -> Path:
+        """A path in the run's folder."""
+        return self.folder.joinpath(*parts)
+
+    @cached_property
+    def study(self) -> dataset.Study:
+        """Images, masks and labels; InputError if notebook 01 has not been run."""
+        return dataset.load(self.folder)
+
+    def conditions(self):
+        """Masks (n, S, S), prompts and fingerprint of the synthetic pairs; needs notebook 02."""
+        return masks.conditions.load(self.folder)
+
+    def images(self, name: str):
+        """Images (n, S, S, 3), masks (n, S, S), fingerprint of a set, such as "generated/base"."""
+        path = self.path(name)
+        return generators.sets.load(path, generators.sets.made_by(path.name))
+
+    def pairs(self, name: str) -> generators.sets.Pairs:
+        """The synthetic pairs `name`; InputError if they know what they must not (`leakage`)."""
+        pairs = generators.sets.load_pairs(self.folder, name)
+        evaluation.leakage.synthetic(name, pairs.masks, pairs.facts, self.study)
+        return pairs
+
+    def remark(self, method: str) -> str:
+        """What a table must say of a method beside its numbers, or ''."""
+        return generators.sets.remark(self.folder, method)
+
+    def test_sets(self) -> dict:
+        """Images, masks at their own resolution and ids of S-test and the further test sets."""
+        test, path = self.study.part("S-test"), self.path("data", "originals.npz")
+        found = {
+            "S-test": (test.images, dataset.originals(path, test.table["id"]), test.table["id"])
+        }
+        names = self.settings.data.external_tests
+        return found | {name: external_tests.load(self.folder, name) for name in names}
+
+    @cached_property
+    def segmenter(self):
+        """The reference segmenter; InputError if notebook 02 has not trained it."""
+        return segmentation.reference.load(self.folder)
+
+    @cached_property
+    def facts(self) -> dict:
+        """What a record of this run's artefacts says beside their key."""
+        return {"preset": self.preset, "data": self.study.fingerprint}
+
+    def table(self, name: str, frame: pd.DataFrame, show=None, precision: int = 3, **facts):
+        """Write tables/NAME.csv with its record; with `show` (True, or columns) display it too."""
+        if self.whole:
+            path = self.path("tables", f"{name}.csv")
+            write_csv(path, frame)
+            groups = {n: one.model_dump(mode="json") for n, one in self.settings.groups.items()}
+            code = {f"notebooks/{self.stage}.ipynb": self._code}
+            record(path, key={"code": code, "settings": groups}, preset=self.preset, **facts)
+        if show is not None:
+            self.show(frame if show is True else frame[[c for c in show if c in frame]], precision)
+        return frame
+
+    @cached_property
+    def _code(self) -> str:
+        return notebook_digest(ROOT / "notebooks" / f"{self.stage}.ipynb")
+
+    def show(self, frame: pd.DataFrame, precision: int = 3):
+        """Display a table; what stands in its cells is text, never markup."""
+        plots.table(frame, precision)
+
+    def read(self, name: str, stage: str) -> pd.DataFrame:
+        """A table that an earlier stage has written; InputError names the notebook to run."""
+        return pd.read_csv(require(self.path("tables", f"{name}.csv"), stage))
+
+    def figure(self, fig, name: str, note: str = ""):
+        """Display a figure with its note and write figures/NAME.png (see `plots.show`)."""
+        plots.show(fig, self.folder if self.whole else None, name, note)
+
+    def answer(self, text: str):
+        """Display the answer to the notebook's question (Markdown)."""
+        notebooks.answer(text)
+
+    def artefact(self, path, *code, settings=None, inputs=None) -> Artefact:
+        """An artefact of this run (`engine.artefacts`): `path` relative to its folder."""
+        return Artefact(self.path(path), code, settings or {}, inputs or {})
+
+
+class _Groups(SimpleNamespace):
+    """The groups of settings that a stage reads; any other one is an error."""
+
+    def __init__(self, groups: dict, stage: str):
+        super().__init__(**groups)
+        self.groups, self.stage = groups, stage
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise InputError(
+            f"notebooks/{self.__dict__.get('stage')}.ipynb",
+            f"it reads the settings '{name}', which are not among those of its stage",
+            "name the group in lesionlib/engine/stages.py, so that a change of it reruns the stage",
+        )

@@ -1,0 +1,33 @@
+"""One finished run of the whole study, shared by the tests that look at it."""
+
+import shutil
+
+import pytest
+from whole_study import RUN, external_pairs, run_all
+
+from lesionlib.data import phantom
+from lesionlib.engine import settings
+
+
+@pytest.fixture(scope="session")
+def external(tmp_path_factory):
+    """Arguments that name an external generator, with images for S-test, and a further test set."""
+    folder = tmp_path_factory.mktemp("external")
+    gan, clinic = (
+        external_pairs(folder / name, seed, 14) for name, seed in (("gan", 71), ("clinic", 72))
+    )
+    number = settings.load("smoke").data.phantoms
+    phantom.write_dataset(folder / "more", number, 64, 73, workers=1)
+    shutil.copytree(folder / "more" / "ISIC2018_Task1-2_Training_Input", gan / "generated")
+    (gan / "trained_on.csv").write_text("id\nanother\n")
+    return "--synthetic", f"gan={gan}", "--external", f"clinic={clinic}"
+
+
+@pytest.fixture(scope="session")
+def finished(external):
+    """One run of all seven notebooks, with an external generator and a further test set."""
+    shutil.rmtree(RUN, ignore_errors=True)
+    process = run_all(*external)
+    assert process.returncode == 0, process.stderr[-3000:]
+    yield process
+    shutil.rmtree(RUN)
