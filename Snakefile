@@ -20,19 +20,19 @@ data, design, jobs_of_run = settings.data, settings.design, settings.jobs
 RUN = settings.run
 CELLS = planned_cells(settings)
 CONTROLS = control_sets(design.arms, design.mask_mode)
-METHODS = [*design.methods, *design.external_generators]  # an external generator is one more
+METHODS = [*design.methods, *design.external_generators]  # an external generator is a further method
 PAINTED = [  # those with images for the masks of S-test
     *design.methods,
-    *(n for n, where in design.external_generators.items() if (resolve(where) / "generated").is_dir()),
+    *(n for n, folder in design.external_generators.items() if (resolve(folder) / "generated").is_dir()),
 ]
-GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # what a training asks for
+GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # resources of jobs that train or sample
 SOURCE = {key: getattr(data, key) for key in ("images", "masks", "table", "isic_root")}
 EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
 TEMPLATES = sorted(map(str, Path("lesionlib/report/templates").glob("*")))
 
 
-# A kernel per rule, its threads bounded, its progress bars off; what the executed notebook has
-# to say (warnings, the failed cell) goes to the terminal, all else to the log.
+# Each rule starts a kernel with a bounded number of threads and without progress bars. Warnings and
+# a failed cell go to the terminal, everything else to the log.
 PAPERMILL = (
     "export OMP_NUM_THREADS={threads} LESIONLIB_QUIET=1 HF_HUB_DISABLE_TELEMETRY=1 "
     "PYDEVD_DISABLE_FILE_VALIDATION=1; "
@@ -64,7 +64,7 @@ def groups(stage):
 
 
 def logs(stage):
-    """The executed notebook is a log: it survives a failure, with the traceback in it."""
+    """The executed notebook is a log: it is kept after a failure, with the traceback."""
     return {
         "notebook": f"{RUN}/notebooks/{stage}.ipynb",
         "text": f"{RUN}/logs/{stage}.txt",
@@ -115,7 +115,7 @@ rule data:
         settings=groups("01_data"),
         source=catalogue.source_state(data.source, **SOURCE),
         split=files_state(data.split),
-        external={n: catalogue.pairs_state(where) for n, where in data.external_tests.items()},
+        external={n: catalogue.pairs_state(folder) for n, folder in data.external_tests.items()},
     shell:
         PAPERMILL
 
@@ -172,7 +172,7 @@ rule controlnet:
     threads: jobs_of_run.threads
     resources:
         **GPU,
-    priority: 1  # the longest, and others wait for it
+    priority: 1  # long, and others depend on it
     shell:
         PAPERMILL
 
@@ -198,13 +198,13 @@ rule pix2pixhd:
     threads: jobs_of_run.threads
     resources:
         **GPU,
-    priority: 1  # the longest, and others wait for it
+    priority: 1  # long, and others depend on it
     shell:
         PAPERMILL
 
 
-# Pairs of external generators (--synthetic NAME=DIR): one more arm beside the two of the paper.
-for name, where in design.external_generators.items():
+# Pairs of external generators (--synthetic NAME=DIR): further arms beside the paper's two.
+for name, folder in design.external_generators.items():
 
     rule:
         name:
@@ -217,8 +217,8 @@ for name, where in design.external_generators.items():
             [f"{RUN}/generated/{name}/manifest.csv"] if name in PAINTED else [],
         params:
             code=code_digest("lesionlib.generators.external_generators:read"),
-            files=catalogue.pairs_state(where),
-            values=[RUN, name, where, data.fit],
+            files=catalogue.pairs_state(folder),
+            values=[RUN, name, folder, data.fit],
         log:
             f"{RUN}/logs/external_{name}.txt",
         shell:
@@ -259,7 +259,7 @@ rule image_quality:
         PAPERMILL
 
 
-# Notebook 06, once for each share of the grid. A rerun loads the cells that are up to date.
+# Notebook 06, once for each job of the grid. A rerun loads the cells that are current.
 for number, (needed, cells) in enumerate(jobs(CELLS, jobs_of_run.cells_per_job), 1):
 
     rule:
@@ -314,7 +314,7 @@ rule segmentation:
 
 
 rule figures:
-    "Notebook 07: figures 1 to 4, both tables beside the paper's."
+    "Notebook 07: figures 1 to 4, both tables next to the paper's."
     input:
         rules.image_quality.output,
         rules.segmentation.output,
@@ -336,7 +336,7 @@ rule figures:
 
 
 rule report:
-    "The executed notebooks as linked pages, and where everything comes from."
+    "The executed notebooks as linked pages, and provenance."
     input:
         rules.figures.output,
         TEMPLATES,

@@ -25,7 +25,7 @@ state=$(cat requirements/*.txt pyproject.toml | cksum; pwd)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   echo "Installing the pinned packages (about 6 GB, minutes) ..." >&2
   "$bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
-  # Bytecode is compiled now: where Python may not write it later, kernels start three times slower.
+  # Compile bytecode now: where Python cannot write it later, kernels start three times slower.
   install() { "$bin/python" -m uv pip install -q --compile-bytecode --python "$bin/python" "$@"; }
   install --require-hashes -r requirements/study.txt ||
     fail "the packages could not be installed; see the message above. Is the package index reachable?"

@@ -287,7 +287,7 @@ def their_sampling(pipe, controlled, masks, steps):
 
     def sample(**options):
         options |= dict(latents=noise, num_inference_steps=steps, output_type="np")
-        return theirs([""] * number, controlnet.hints_of(masks).to(DEVICE), **options).images
+        return theirs([""] * number, controlnet.control_images(masks).to(DEVICE), **options).images
 
     return sample
 
@@ -334,7 +334,7 @@ def literal_pix2pixhd(images, masks, batch, sizes, disc_channels):
     ]
 
     def step(number):
-        pair = pix2pixhd.batch_of(images, masks, number, batch, 0)
+        pair = pix2pixhd.flipped_batch(images, masks, number, batch, 0)
         real, condition = (x.to(DEVICE) for x in pair)
         fake = generator(condition)
         of_old = critic(torch.cat([condition, fake.detach()], 1))

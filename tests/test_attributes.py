@@ -30,14 +30,14 @@ def test_area_under_the_curve_by_hand():
 
 
 def test_wishes_differ_in_one_word():
-    wishes = attributes.wishes(DIAGNOSES)
+    wishes = attributes.label_requests(DIAGNOSES)
     assert wishes["asked"].tolist() == [*DIAGNOSES, *prompts.ATTRIBUTES]
     assert wishes["prompt"][1] == "a dermoscopic image of a melanoma"
     assert wishes["prompt"][4] == "a dermoscopic image of a nevus with streaks"
 
 
 def test_table_compares_with_images_that_differ_in_the_label_alone():
-    asked = pd.concat([attributes.wishes(DIAGNOSES)] * 2, ignore_index=True)
+    asked = pd.concat([attributes.label_requests(DIAGNOSES)] * 2, ignore_index=True)
     made = pd.DataFrame(0.0, index=asked.index, columns=[*DIAGNOSES, *prompts.ATTRIBUTES])
     for name in made:  # perfect for the diagnoses, without effect for the attributes
         made.loc[asked["asked"] == name, name] = float(name in DIAGNOSES)

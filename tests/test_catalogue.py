@@ -1,4 +1,4 @@
-"""Files and labels by id: folders of one's own, and the ISIC tables."""
+"""Files and labels by id: the user's own folders, and the ISIC tables."""
 
 import cv2
 import numpy as np
@@ -160,7 +160,7 @@ def test_the_real_tables_give_the_known_counts():
 def test_wishes_are_labels_with_weights(tmp_path):
     path = tmp_path / "wishes.csv"
     path.write_text("diagnosis,streaks,weight\nMEL,1,3\nnevus,,1\n")
-    wishes = catalogue.read_wishes(path)
+    wishes = catalogue.read_prompt_labels(path)
     assert wishes["diagnosis"].tolist() == ["melanoma", "nevus"]
     assert wishes["streaks"].tolist() == [1, 0] and wishes["globules"].tolist() == [0, 0]
     for text, said in [
@@ -171,4 +171,4 @@ def test_wishes_are_labels_with_weights(tmp_path):
     ]:
         path.write_text(text)
         with pytest.raises(InputError, match=said):
-            catalogue.read_wishes(path)
+            catalogue.read_prompt_labels(path)

@@ -136,7 +136,7 @@ def test_controlnet_changes_nothing_at_initialisation(pipe, study):
     words = latents.encode_prompts(pipe, PROMPTS)[0]
     with torch.no_grad():
         alone = controlnet.ControlledUNet(pipe.unet)(z, t, words)
-        assert torch.equal(alone, controlled(z, t, words, controlnet.hints_of(study[1][:2])))
+        assert torch.equal(alone, controlled(z, t, words, controlnet.control_images(study[1][:2])))
 
 
 DECODER = ("up_blocks", "conv_norm_out", "conv_out")
@@ -170,7 +170,7 @@ def test_control_of_the_middle_only_leaves_the_skip_connections_alone(pipe, stud
         for layer in controlled.controlnet.controlnet_down_blocks:
             layer.weight.fill_(1.0)  # has no say
     z, t = torch.randn(1, 8, 8, 8), torch.tensor([500])
-    words, control = latents.encode_prompts(pipe, [""])[0], controlnet.hints_of(study[1][:1])
+    words, control = latents.encode_prompts(pipe, [""])[0], controlnet.control_images(study[1][:1])
     with torch.no_grad():
         with_middle = controlled(z, t, words, control)
         controlled.controlnet.controlnet_mid_block.weight.zero_()
@@ -325,7 +325,7 @@ def test_our_ddim_agrees_with_the_pipeline_of_diffusers(pipe, study, tmp_path):
         ours = images(pipe, controlled, masks, words, guidance=guidance)
         made = theirs(
             words,
-            controlnet.hints_of(masks),
+            controlnet.control_images(masks),
             latents=noise,
             num_inference_steps=3,
             guidance_scale=guidance,

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that can misbehave in every way we could think of."""
+"""Downloads from a server on this machine that can misbehave in many ways."""
 
 import dataclasses
 import errno
@@ -108,7 +108,7 @@ def get(server, folder, *sources, **options):
 
 
 def fails(server, folder, source, *words, **options) -> str:
-    """Fetch what cannot be had; returns the message, which names file, URL or folder and words."""
+    """A fetch that must fail; returns its message, which names file, URL or folder and words."""
     with pytest.raises(InputError) as caught:
         get(server, folder, source, **options)
     assert caught.value.where.startswith(str(folder / source.file.removesuffix(".zip")))
@@ -622,7 +622,7 @@ def test_attributes_are_read_once_from_the_masks(tmp_path, monkeypatch):
     flags = attribute_masks.attribute_flags(tmp_path)
     assert list(flags.columns) == ["id", *ATTRIBUTES] and flags["id"].is_monotonic_increasing
     assert {row[0]: list(row[1:]) for row in flags.itertuples(index=False)} == FLAGS
-    monkeypatch.setattr(attribute_masks, "visible", None)  # would fail if a mask were read again
+    monkeypatch.setattr(attribute_masks, "is_marked", None)  # would fail if a mask were read again
     assert attribute_masks.attribute_flags(tmp_path).equals(flags)
     shutil.rmtree(tmp_path / "ISIC2018_Task2_Training_GroundTruth_v3")
     assert attribute_masks.attribute_flags(tmp_path).equals(flags)

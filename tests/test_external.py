@@ -113,7 +113,7 @@ def test_a_test_set_is_read_without_what_the_study_knows(run, pictures, tmp_path
     source = given_pairs(tmp_path / "clinic", pictures, [22, 3, 24, 25])
     study, options = dataset.load(run), {"fit": "squash"}
     assert external_tests.read(run, "clinic", source, study, **options) == 3
-    assert "1 of 4 pictures are in the study itself, 1 among them" in capsys.readouterr().out
+    assert "1 of 4 pictures are also in the study, for example 1" in capsys.readouterr().out
     images, whole, ids = external_tests.load(run, "clinic")
     assert list(ids) == ["0", "2", "3"] and len(images) == len(whole) == 3
     assert all(mask.shape == (SIZE, SIZE) and set(np.unique(mask)) == {0, 1} for mask in whole)

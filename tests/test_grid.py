@@ -12,7 +12,7 @@ from lesionlib.segmentation.grid import (
     grid,
     jobs,
     planned_cells,
-    source,
+    synthetic_set,
 )
 
 
@@ -67,7 +67,7 @@ def test_sets_for_controls_are_those_of_the_other_mask_modes():
     assert MODES == recipe.MODES
     assert control_sets(["masks"], "fitted") == ["controlnet_paper", "controlnet_real"]
     assert control_sets(["table", "base", "prompts"], "paper") == ["controlnet_empty", "base"]
-    assert [source(m) for m in ("real", "classical", "base", "pix2pixhd_best", "gan")] == [
+    assert [synthetic_set(m) for m in ("real", "classical", "base", "pix2pixhd_best", "gan")] == [
         "",
         "",
         "base",
@@ -78,7 +78,7 @@ def test_sets_for_controls_are_those_of_the_other_mask_modes():
 
 def test_an_external_generator_is_one_more_method_in_every_arm():
     settings = config.load("smoke", {"external_generators": {"gan": "/x"}})
-    own = [cell for cell in planned_cells(settings) if source(cell.method) == "gan"]
+    own = [cell for cell in planned_cells(settings) if synthetic_set(cell.method) == "gan"]
     assert {(c.method, c.share > 0) for c in own} == {
         ("gan", True),
         ("gan", False),
@@ -100,7 +100,7 @@ def test_jobs_share_the_grid_evenly_and_wait_for_one_generator_only():
     assert sorted(n for _, names in shares for n in names) == sorted(cell.id for cell in cells)
     whole = cells_of(ARMS)
     for needed, names in jobs(whole, 14):
-        assert {source(Cell.parse(name).method) for name in names} <= {*needed, ""}
+        assert {synthetic_set(Cell.parse(name).method) for name in names} <= {*needed, ""}
         assert len({name.partition("_")[0].replace("base", "controlnet") for name in needed}) <= 1
         assert len(names) <= 14 + 2
 
@@ -126,5 +126,5 @@ def test_names_round_trip():
     cells = cells_of(ARMS, seeds=(0, 12))
     assert [Cell.parse(cell.id) for cell in cells] == cells
     for wrong in ("unet", "unet-real-0-seed2", "unet-real-x-share100-epochs-seed0"):
-        with pytest.raises(ValueError, match="is no cell; names look like unet-controlnet-100-"):
+        with pytest.raises(ValueError, match="is not a cell; a valid name is unet-controlnet-100-"):
             Cell.parse(wrong)

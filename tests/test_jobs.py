@@ -1,4 +1,4 @@
-"""The generators' work on a run: what is outdated is made again, and nothing else."""
+"""The generators' work on a run: what is outdated is rebuilt, and nothing else."""
 
 import numpy as np
 import pandas as pd

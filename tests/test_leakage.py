@@ -1,4 +1,4 @@
-"""What must not be known: every planted leak stops the run, and nothing else does."""
+"""Leakage: every planted leak stops the run, and nothing else does."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ def study(size=48):
 
 
 def test_a_sound_split_passes():
-    leakage.parts(study(), "grouped")
+    leakage.check_parts(study(), "grouped")
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_a_wrong_split_is_noticed(how, said):
     else:
         wrong.table.loc[7, "group"] = 4
     with pytest.raises(InputError, match=said):
-        leakage.parts(wrong, "grouped")
+        leakage.check_parts(wrong, "grouped")
     if how == "group":
-        leakage.parts(wrong, "paper")  # which promises nothing about groups
+        leakage.check_parts(wrong, "paper")  # which promises nothing about groups
 
 
 def synthetic_masks(n=30):
@@ -52,7 +52,9 @@ def synthetic_masks(n=30):
 
 
 def check(facts=None, some=None):
-    leakage.synthetic("gan", synthetic_masks() if some is None else some, facts or {}, study())
+    leakage.check_synthetic(
+        "gan", synthetic_masks() if some is None else some, facts or {}, study()
+    )
 
 
 def test_masks_of_its_own_and_of_g_and_s_train_pass():

@@ -1,4 +1,4 @@
-"""The mask generator: one region, reproducible whatever is asked for, the same at every size."""
+"""The mask generator: one region, reproducible in any selection, the same at every size."""
 
 import cv2
 import numpy as np

@@ -69,7 +69,7 @@ def test_cells_are_short_portable_and_explained(path):
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_it_opens_with_a_question_and_a_place_for_the_answer_that_it_finds(path):
     first = "".join(cells(path)[0]["source"])
-    assert "**Question.**" in first and f"**Answer.** {notebooks.PLACE}" in first
+    assert "**Question.**" in first and f"**Answer.** {notebooks.PLACEHOLDER}" in first
     assert sum("run.answer(" in "".join(cell["source"]) for cell in cells(path, "code")) == 1
     assert "**Written" in "".join(cells(path)[-1]["source"])
 
@@ -105,7 +105,10 @@ def test_the_answer_goes_to_the_top_and_long_outputs_are_folded(tmp_path):
         json.dumps(
             {
                 "cells": [
-                    {"cell_type": "markdown", "source": f"# A\n\n**Answer.** {notebooks.PLACE}"},
+                    {
+                        "cell_type": "markdown",
+                        "source": f"# A\n\n**Answer.** {notebooks.PLACEHOLDER}",
+                    },
                     {"cell_type": "code", "outputs": [short, long, said, found]},
                 ]
             }
@@ -150,7 +153,7 @@ def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
             }
         )
     )
-    assert notebooks.said(executed) == [
+    assert notebooks.collect_messages(executed) == [
         "WARNING: 3 left out",
         f"{executed}, cell 2: x.jpg: corrupt",
     ]

@@ -1,4 +1,4 @@
-"""The true shapes of Stable Diffusion 1.5: counted always, trained and sampled once if asked.
+"""The true shapes of Stable Diffusion 1.5: always counted, trained and sampled on request.
 
 `./run_all.sh --test -m slow` takes some minutes and 16 GB of memory.
 """

@@ -319,9 +319,13 @@ def test_discriminators_of_other_sizes(n_layers, n_scales):
 def test_batches_depend_on_seed_and_step_alone(data):
     images, masks = data
     assert all(
-        map(torch.equal, pix2pixhd.batch_of(*data, 5, 4, 1), pix2pixhd.batch_of(*data, 5, 4, 1))
+        map(
+            torch.equal,
+            pix2pixhd.flipped_batch(*data, 5, 4, 1),
+            pix2pixhd.flipped_batch(*data, 5, 4, 1),
+        )
     )
-    x, c = pix2pixhd.batch_of(*data, 0, 7, 1)  # an epoch: every image once, with its own mask
+    x, c = pix2pixhd.flipped_batch(*data, 0, 7, 1)  # an epoch: every image once, with its own mask
     assert x.min() >= -1 and x.max() <= 1
     assert torch.equal(c.sum(1), torch.ones(7, 16, 16))
     found = []

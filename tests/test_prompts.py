@@ -1,4 +1,4 @@
-"""The published prompt grammar, by hand, and what is asked of the generators."""
+"""The published prompt grammar, by hand, and the labels drawn for the generators."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""What is published: nothing of a patient, no path of a machine, README and tables as one."""
+"""What is published: no patient's image, no path of a machine, README equal to the tables."""
 
 import base64
 import io

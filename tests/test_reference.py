@@ -13,10 +13,10 @@ from lesionlib.segmentation import reference, training
 SETTINGS = Reference(size=32, epochs=12, batch=8, lr=3e-3, decoder=[16, 8, 8])
 
 
-def study(fingerprint="f"):
+def study(brighter=0):
     images, masks, _ = pairs()
     parts = ["S-train"] * 16 + ["S-val"] * 4 + ["G"] * 4
-    return Study(images, masks, pd.DataFrame({"split": parts}), fingerprint)
+    return Study(images + np.uint8(brighter), masks, pd.DataFrame({"split": parts}), "f")
 
 
 def test_it_learns_is_kept_and_works_at_its_own_size(tmp_path, monkeypatch):
@@ -32,7 +32,7 @@ def test_it_learns_is_kept_and_works_at_its_own_size(tmp_path, monkeypatch):
         reference.train(tmp_path, study(), SETTINGS)(images, masks), scores
     )
     with pytest.raises(TypeError):
-        reference.train(tmp_path, study("other data"), SETTINGS)
+        reference.train(tmp_path, study(brighter=1), SETTINGS)
 
 
 def test_a_missing_one_names_the_notebook(tmp_path):

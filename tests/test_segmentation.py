@@ -42,7 +42,7 @@ def files(folder):
 
 def fitted(folder, seed=0, epochs=2, network="unet", n=8, **options):
     part, val_part, recipe = discs(n, 0)[:2], discs(4, 1)[:2], replace(SMALL, **options)
-    how = dict(seed=seed, steps=training.steps_of(n, epochs, recipe.batch), files=files(folder))
+    how = dict(seed=seed, steps=training.count_steps(n, epochs, recipe.batch), files=files(folder))
     return training.train(network, part, val_part, recipe, key="k", **how)
 
 
@@ -206,7 +206,7 @@ def test_told_to_stop_between_two_validations_it_ends_as_an_uninterrupted_one(
         return loss(*args)
 
     monkeypatch.setattr(training.Segmentation, "loss", told_at_third)
-    with pytest.raises(InputError, match=r"told to stop \(SIGTERM\).* after step 3"):
+    with pytest.raises(InputError, match=r"was stopped \(SIGTERM\).* after step 3"):
         fitted(own, epochs=4)
     resumed = fitted(own, epochs=4)
     assert torch.equal(weights(whole), weights(resumed))
@@ -219,8 +219,8 @@ def test_no_batch_is_too_small_for_batch_normalisation(n, batch, tmp_path):
 
 
 def test_steps():
-    assert training.steps_of(70, 10, 16) == 50
-    assert training.steps_of(5, 3, 256) == 3
+    assert training.count_steps(70, 10, 16) == 50
+    assert training.count_steps(5, 3, 256) == 3
 
 
 def test_unusable_arrays_are_refused(tmp_path):

@@ -134,7 +134,7 @@ def test_wrong_settings_are_named(key, value, said):
 def test_settings_that_do_not_suit_one_another_are_named(overrides, key, said):
     with pytest.raises(InputError, match=re.escape(said)) as caught:
         config.load("quick", overrides)
-    assert f"setting '{key}'" in str(caught.value) and "does not suit" in str(caught.value)
+    assert f"setting '{key}'" in str(caught.value) and "does not fit" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_grouped_never_crosses_where_uniform_does(seed):
 
 
 def test_a_group_that_fits_nowhere_is_an_error():
-    with pytest.raises(InputError, match="fits no part"):
+    with pytest.raises(InputError, match="does not fit into any part"):
         split.grouped(np.repeat([0, 1, 2], 10), 0.5, 0)
 
 

@@ -64,7 +64,7 @@ def test_only_a_kernel_that_never_came_up_is_started_again(
     given = argparse.Namespace(
         notebook="n", executed="e", values="{}", text=str(tmp_path / "log.txt")
     )
-    code, took = stage.papermill(given)
+    code, took = stage.run_papermill(given)
     assert code == status and took["started"]
     assert len((tmp_path / "starts").read_text().split()) == starts
 

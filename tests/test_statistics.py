@@ -1,4 +1,4 @@
-"""Intervals that cover, tests that do not cry wolf, corrections by hand."""
+"""Intervals that cover, tests without false alarms, corrections by hand."""
 
 import numpy as np
 import pytest

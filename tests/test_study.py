@@ -155,7 +155,7 @@ def test_every_picture_of_the_report_says_what_it_shows(finished):
 def test_every_executed_notebook_opens_with_its_answer(finished):
     for path in (RUN / "notebooks").glob("*.ipynb"):
         first = "".join(json.loads(path.read_text())["cells"][0]["source"])
-        assert "**Answer.** " in first and notebooks.PLACE not in first, path
+        assert "**Answer.** " in first and notebooks.PLACEHOLDER not in first, path
 
 
 def test_a_file_of_the_run_says_what_is_behind_it(finished):
@@ -164,7 +164,7 @@ def test_a_file_of_the_run_says_what_is_behind_it(finished):
     assert (
         "(as it was written)" in said and "segmentation.seeds: [0]" in said and "torch 2." in said
     )
-    behind = said.partition("and behind them")[2]
+    behind = said.partition("which are results of")[2]
     assert all(stage in behind for stage in ("01_data", "02_masks", "03_controlnet", "04_pix2"))
     for path, maker in (
         ("figures/figure3.png", "07_figures"),
@@ -178,7 +178,7 @@ def test_a_file_of_the_run_says_what_is_behind_it(finished):
 
 def test_every_file_is_as_it_was_written_until_one_is_not(finished):
     process = run_all("--verify", RUN)
-    assert process.returncode == 0 and ", 0 not as they were written" in process.stdout
+    assert process.returncode == 0 and ", 0 missing or changed" in process.stdout
     path = RUN / "models" / "controlnet" / "diffusion_pytorch_model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -198,7 +198,7 @@ def test_a_second_run_in_one_folder_is_told_who_holds_it(finished, external):
     with files.run_lock(RUN):
         process = run_all(*external)
     assert process.returncode == 2
-    assert f"another run is at work in this folder (process {os.getpid()} on " in process.stderr
+    assert f"another run is active in this folder (process {os.getpid()} on " in process.stderr
 
 
 def killed(name, moments, arguments):

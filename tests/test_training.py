@@ -78,7 +78,7 @@ def test_told_to_stop_it_writes_its_checkpoint_and_goes_on_there(kind, number, t
     process.send_signal(number)
     said = process.communicate()[0]
     assert process.returncode == 1
-    assert f"the training was told to stop ({number.name}) and has written its checkpoint" in said
+    assert f"the training was stopped ({number.name}) and has written its checkpoint" in said
     before = rows(stopped)
     last = start(kind, stopped, steps=steps)
     assert last.wait() == 0, last.stdout.read()
@@ -179,9 +179,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
         num_processes, process_index = 3, 1
 
     monkeypatch.setattr(accelerate, "PartialState", Three)
-    assert training.share(12) == slice(4, 8)
+    assert training.process_rows(12) == slice(4, 8)
     with pytest.raises(InputError, match="3 processes cannot share it equally"):
-        training.share(4)
+        training.process_rows(4)
 
 
 class Line(nn.Module):

@@ -12,7 +12,7 @@ from lesionlib.generators.controlnet import ControlledUNet
 
 
 class Oracle(nn.Module):
-    """Knows the velocity if it is shown an image's own mask, and is off by one if not."""
+    """Predicts the exact velocity given an image's own mask, and is off by one otherwise."""
 
     def __init__(self, pipe, images, masks):
         super().__init__()

@@ -25,7 +25,7 @@ def table(name):
 
 
 def external_pairs(folder, seed, n):
-    """A folder of `n` procedural pairs as somebody else would give it, with names of their own."""
+    """A folder of `n` procedural pairs as an external source, with other file names."""
     phantom.write_dataset(folder / "raw", n, 64, seed, workers=1)
     for name in ("images", "masks"):
         (folder / name).mkdir()

@@ -14,8 +14,8 @@ from lesionlib.engine.progress import progress
 DOWNLOAD = "run python -m lesionlib.data.download"
 
 
-def visible(path) -> int:
-    """1 if a mask has a pixel that is not black, else 0; InputError if it cannot be read."""
+def is_marked(path) -> int:
+    """1 if a mask has a pixel that is not black, else 0; InputError if it is unreadable."""
     try:
         with Image.open(path) as image:
             return int(image.convert("L").getbbox() is not None)
@@ -25,10 +25,10 @@ def visible(path) -> int:
 
 
 def attribute_flags(folder) -> pd.DataFrame:
-    """Columns id and the five attributes (0/1) of ISIC 2018 Task 2, from the downloads' folder.
+    """Columns id and the five attributes (0/1) of ISIC 2018 Task 2, from the download folder.
 
-    Read once from the masks and kept as ISIC2018_Task2_Training_attributes.csv, which is used as
-    long as it lists the same ids as the masks, or if there are no masks. Raises InputError if
+    Read once from the masks and stored as ISIC2018_Task2_Training_attributes.csv, which is used
+    as long as it lists the same ids as the masks, or if there are no masks. Raises InputError if
     there is neither, if a mask is missing or corrupt, or if the table cannot be written.
     """
     table = resolve(folder) / "ISIC2018_Task2_Training_attributes.csv"
@@ -42,8 +42,8 @@ def attribute_flags(folder) -> pd.DataFrame:
         raise InputError(masks, "no attribute masks", DOWNLOAD)
     paths = [masks / f"{i}_attribute_{name}.png" for i in ids for name in ATTRIBUTES]
     with ThreadPoolExecutor() as pool:
-        found = list(progress(pool.map(visible, paths), desc="attributes", total=len(paths)))
-    flags = pd.DataFrame(np.reshape(found, (len(ids), -1)), columns=ATTRIBUTES)
+        marked = list(progress(pool.map(is_marked, paths), desc="attributes", total=len(paths)))
+    flags = pd.DataFrame(np.reshape(marked, (len(ids), -1)), columns=ATTRIBUTES)
     flags.insert(0, "id", ids)
     try:
         write_csv(table, flags)

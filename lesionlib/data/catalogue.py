@@ -11,10 +11,10 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import resolve
 from lesionlib.engine.provenance import files_state
 
-LONGEST = 10_000  # most characters of a table's cell
+LONGEST = 10_000  # most characters in a cell of a table
 LABELS = ["diagnosis", *ATTRIBUTES, "age", "sex", "site", "lesion_id"]
 IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-DIAGNOSES = {  # from the names used by the sources to ours
+DIAGNOSES = {  # name in a source: our name
     "nevus": "nevus",
     "nv": "nevus",
     "melanoma": "melanoma",
@@ -34,7 +34,7 @@ DIAGNOSES = {  # from the names used by the sources to ours
     "scc": "squamous cell carcinoma",
     "squamous cell carcinoma": "squamous cell carcinoma",
 }
-COLUMN_NAMES = {  # from the columns of other tables to ours
+COLUMN_NAMES = {  # column of another table: our column
     "image_id": "id",
     "image": "id",
     "isic_id": "id",
@@ -50,9 +50,9 @@ UNKNOWN = {"", "unknown", "nan", "na", "none"}
 class Catalogue:
     """The contents of a source: `table` has one row per image file, with paths and labels.
 
-    `orphans` lists what belongs to no image (id, file, reason); `disagreements` lists labels on
-    which sources contradict each other (id, label, sources, values); `joined` counts the matches of
-    the joined tables.
+    `orphans` lists files and labels without an image (id, file, reason); `disagreements` lists
+    labels on which sources contradict each other (id, label, sources, values); `joined` counts the
+    matches of the joined tables.
     """
 
     table: pd.DataFrame
@@ -86,20 +86,20 @@ def read_table(path, option: str = "--table") -> pd.DataFrame:
 
 
 def image_files(folder, option: str) -> tuple[dict[str, Path], list[tuple]]:
-    """Image files of a folder by stem (without `_segmentation`), and second files of a stem.
+    """Image files of a folder by stem (without `_segmentation`), and repeated stems.
 
     The latter are (id, file, reason). Raises InputError if there is no folder or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(folder, "the folder does not exist", f"correct the path ({option} DIR)")
-    found, doubles = {}, []
+    found, repeated = {}, []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_TYPES or "_superpixels" in path.stem:
             continue
         name = path.stem.removesuffix("_segmentation")
         if name in found:
-            doubles.append(
+            repeated.append(
                 (name, str(path), f"a second file of this id; {found[name].name} is used")
             )
         else:
@@ -110,7 +110,7 @@ def image_files(folder, option: str) -> tuple[dict[str, Path], list[tuple]]:
             "no image files (jpg, png, bmp, tif)",
             f"give the folder that holds them ({option} DIR)",
         )
-    return found, doubles
+    return found, repeated
 
 
 def _assemble(images, masks, labels, disagreements, joined=None, list_labels=False) -> Catalogue:
@@ -137,26 +137,27 @@ def _assemble(images, masks, labels, disagreements, joined=None, list_labels=Fal
     )
 
 
-def _agreed(stated: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row per id from statements (id, source, labels); contradicted labels stay empty.
+def _agreed(statements: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row per id from the labels of several sources (columns id, source and labels).
 
-    Empty cells state nothing. Returns the labels and the disagreements.
+    Contradictory labels are left empty, empty cells are ignored. Returns the labels and the
+    disagreements.
     """
-    columns = [name for name in LABELS if name in stated]
-    long = stated.melt(["id", "source"], columns, "label", "value")
-    long = long[~long["value"].astype(str).str.lower().isin(UNKNOWN) & long["value"].notna()]
-    values = long.groupby(["id", "label"])["value"]
+    columns = [name for name in LABELS if name in statements]
+    cells = statements.melt(["id", "source"], columns, "label", "value")
+    cells = cells[~cells["value"].astype(str).str.lower().isin(UNKNOWN) & cells["value"].notna()]
+    values = cells.groupby(["id", "label"])["value"]
     agreed = values.first()[values.nunique() == 1].unstack("label")
-    agreed = agreed.reindex(stated["id"].drop_duplicates().sort_values()).reset_index()
+    agreed = agreed.reindex(statements["id"].drop_duplicates().sort_values()).reset_index()
     split = values.nunique()[values.nunique() > 1].index
-    clash = long.set_index(["id", "label"]).loc[split] if len(split) else long.iloc[:0]
+    clash = cells.set_index(["id", "label"]).loc[split] if len(split) else cells.iloc[:0]
     clash = clash.reset_index().groupby(["id", "label"], as_index=False)[["source", "value"]]
     clash = clash.agg(" | ".join).rename(columns={"source": "sources", "value": "values"})
     return agreed.reindex(columns=["id", *LABELS]), clash
 
 
 def _number(values: pd.Series) -> pd.Series:
-    """Ages as text without decimals, so that 55 and 55.0 agree; empty if not a number."""
+    """Ages as text, 55 and 55.0 alike; empty if not a number."""
     numbers = pd.to_numeric(values, errors="coerce")
     return numbers.map(lambda x: "" if pd.isna(x) else f"{x:g}")
 
@@ -192,8 +193,8 @@ def read_csv_labels(table) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _agreed(labels.assign(source=Path(table).name))
 
 
-def read_wishes(path) -> pd.DataFrame:
-    """A CSV of labels to draw prompts from: columns as in a user's own table, and `weight`.
+def read_prompt_labels(path) -> pd.DataFrame:
+    """A user's CSV of labels to draw prompts from: columns as in `read_csv_labels`, and `weight`.
 
     Missing attributes count as absent, a missing weight as 1. Raises InputError for a missing
     file, a missing or unknown column, an unknown diagnosis, or a weight that is not positive.
@@ -219,7 +220,7 @@ def read_wishes(path) -> pd.DataFrame:
 
 
 def _one_hot(table: pd.DataFrame) -> pd.Series:
-    """Our name of the diagnosis whose column holds 1, for each row; empty if none does."""
+    """Our name of the diagnosis whose column is 1, for each row; empty if none is."""
     flags = table.drop(columns="id").apply(pd.to_numeric, errors="coerce").fillna(0)
     names = flags.idxmax(axis=1).str.lower().map(DIAGNOSES)
     return names.where(flags.max(axis=1) > 0).fillna("")
@@ -240,7 +241,7 @@ def _isic_table(root, pattern: str, remedy: str) -> pd.DataFrame:
 def read_isic_labels(root):
     """Labels of a folder of ISIC tables (2017 Part 3, 2018 Task 2, 2019), joined by id.
 
-    The 2019 tables name many images `ISIC_…_downsampled`; the suffix is dropped. Returns labels
+    The 2019 tables name many images `ISIC_…_downsampled`; the suffix is removed. Returns labels
     (one row per id), disagreements, and counts of matches among the ids of 2018 Task 1-2. Raises
     InputError for a missing table.
     """
@@ -270,8 +271,8 @@ def read_isic_labels(root):
     listed = set(attributes["id"])
     counts = _join_counts(labels, listed, years, suffixed, clashes)
     part = new[new["id"].isin(listed)]["diagnosis"].value_counts()
-    said = pd.DataFrame({"fact": "2019 says " + part.index, "images": part.to_numpy()})
-    return labels, clashes, pd.concat([counts, said], ignore_index=True)
+    diagnoses = pd.DataFrame({"fact": "2019 says " + part.index, "images": part.to_numpy()})
+    return labels, clashes, pd.concat([counts, diagnoses], ignore_index=True)
 
 
 def _join_counts(labels, listed, years, suffixed, clashes) -> pd.DataFrame:
@@ -342,12 +343,12 @@ def read(source: str, *, images="", masks="", table="", isic_root="") -> Catalog
 
 
 def pairs_state(source) -> str:
-    """Digest of all files of somebody's pairs (see `pair_folders`): it changes when they do."""
+    """Digest of all files of external pairs (see `pair_folders`); it changes when they do."""
     return files_state(*str(source).split(":"))
 
 
 def source_state(source: str, images="", masks="", table="", isic_root="") -> str:
-    """Digest of names, sizes and times of all source files; it changes whenever the data do."""
+    """Digest of names, sizes and times of all source files; it changes when they do."""
     if source == "phantom":
         return "phantom"
     return files_state(*([images, masks, table] if source == "folders" else [isic_root]))

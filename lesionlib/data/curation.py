@@ -1,4 +1,4 @@
-"""Image-mask pairs of any quality: known defects are repaired, other pairs are quarantined."""
+"""Reads image-mask pairs of any quality; repairs known defects and quarantines other pairs."""
 
 import io
 import os
@@ -25,10 +25,10 @@ from lesionlib.engine.provenance import digest, recorded
 FITS = ("squash", "letterbox", "crop")
 FEWEST = 20  # usable pairs that the study needs
 SMALLEST, LONGEST = 16, 10  # shortest side in px; largest ratio of long to short side
-PLAIN = 1  # standard deviation of every channel below which an image is a single colour
+PLAIN = 1  # standard deviation per channel below which an image is of a single colour
 NOTICEABLE = 0.001  # share of mask pixels between 0 and the maximum above which it is noted
-MIXED = 0.25  # share of mask pixels in the middle 80 % of the range above which it is no mask
-SPECKS = 0.05  # share of the lesion up to which regions beside the largest are removed as specks
+MIXED = 0.25  # largest share of mask pixels in the middle 80 % of the range
+SPECKS = 0.05  # share of the lesion below which all regions but the largest are removed
 NAMES = ("images.npy", "masks.npy", "pixels.csv")
 
 
@@ -65,8 +65,8 @@ def _lesion(file: Picture) -> np.ndarray:
     return lesion
 
 
-def _agree(image: Picture, mask: Picture) -> bool:
-    """Whether to apply the EXIF orientation: yes, unless the sizes agree only without it."""
+def _use_orientation(image: Picture, mask: Picture) -> bool:
+    """Whether to apply the EXIF orientation: True unless the sizes agree only without it."""
     upright = image.size(True) == mask.size(True)
     if not upright and image.size(False) != mask.size(False):
         (w, h), (width, height) = mask.size(True), image.size(True)
@@ -76,8 +76,8 @@ def _agree(image: Picture, mask: Picture) -> bool:
         )
     for file in (image, mask):
         if file.turn > 1:
-            how = "applied" if upright else "not applied: the sizes agree only without it"
-            file.note(f"EXIF orientation {file.turn} {how}")
+            outcome = "applied" if upright else "not applied: the sizes agree only without it"
+            file.note(f"EXIF orientation {file.turn} {outcome}")
     return upright
 
 
@@ -97,8 +97,8 @@ def _square(small: np.ndarray, size: int, colour=0) -> np.ndarray:
 
 def _inner(sides, size: int, fit: str) -> list[int]:
     """Width and height to which a picture of `sides` (width, height) is resized for the square."""
-    whole = {"squash": sides, "letterbox": [max(sides)] * 2, "crop": [min(sides)] * 2}[fit]
-    return [max(1, round(size * side / by)) for side, by in zip(sides, whole, strict=True)]
+    frame = {"squash": sides, "letterbox": [max(sides)] * 2, "crop": [min(sides)] * 2}[fit]
+    return [max(1, round(size * side / full)) for side, full in zip(sides, frame, strict=True)]
 
 
 def _framed(small: np.ndarray, size: int) -> np.ndarray:
@@ -108,7 +108,7 @@ def _framed(small: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_image(path, size: int, fit: str = "squash") -> np.ndarray:
-    """An image without a mask, (size, size, 3) uint8 RGB, read as by `read_pair`; InputError."""
+    """An image without a mask, (size, size, 3) uint8 RGB, read like those of `read_pair`."""
     image = decoding.read(path, "image")
     pixels = decoding.turned(decoding.rgb(image, False), image.turn)
     return _framed(_averaged(pixels, _inner(image.size(True), size, fit)), size)
@@ -126,14 +126,14 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
         remedy = "add STEM.png or STEM_segmentation.png to the masks, or remove the image"
         raise InputError(image_path, "no mask of the same stem", remedy)
     image, mask = decoding.read(image_path, "image"), decoding.read(mask_path, "mask")
-    upright = _agree(image, mask)
+    upright = _use_orientation(image, mask)
     sides = image.size(upright)
     if min(sides) < SMALLEST or max(sides) > LONGEST * min(sides):
         raise image.error(f"of {sides[0]}x{sides[1]} pixels is too small or a strip")
     inner = _inner(sides, size, fit)
     # Halving an odd side shifts its end by i / s target pixels; up to 1/16 is harmless.
-    fits = [s >= 4 * i and (s % 2 == 0 or s >= 16 * i) for s, i in zip(sides, inner, strict=True)]
-    lesion, pixels = _lesion(mask), decoding.rgb(image, all(fits))
+    halve = [s >= 4 * i and (s % 2 == 0 or s >= 16 * i) for s, i in zip(sides, inner, strict=True)]
+    lesion, pixels = _lesion(mask), decoding.rgb(image, all(halve))
     if upright:
         lesion, pixels = decoding.turned(lesion, mask.turn), decoding.turned(pixels, image.turn)
     small = _averaged(pixels, inner)
@@ -142,14 +142,14 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     small = _framed(small, size)
     # Values 0 and 2 ** 15: an average of exactly one half is represented, and is background.
     scaled = (_averaged(np.left_shift(lesion, 15, dtype=np.uint16), inner) > 2**14).astype(np.uint8)
-    shape = _square(scaled, size)
-    if not shape.any() or shape.all():
-        left = "background" if shape.any() else "lesion"
+    square = _square(scaled, size)
+    if not square.any() or square.all():
+        left = "background" if square.any() else "lesion"
         raise mask.error(f"has no {left} left at {size} px", "remove the image or raise image_size")
-    lost = 1 - shape.sum() / scaled.sum()
+    lost = 1 - square.sum() / scaled.sum()
     if lost > SPECKS:
         mask.note(f"{lost:.0%} of the lesion cut off")
-    return small, shape, image.notes + mask.notes
+    return small, square, image.notes + mask.notes
 
 
 def whole_mask(image_path, mask_path, fit: str = "squash") -> np.ndarray:
@@ -159,13 +159,13 @@ def whole_mask(image_path, mask_path, fit: str = "squash") -> np.ndarray:
     central square. Raises InputError as `read_pair` does.
     """
     image, mask = decoding.read(image_path, "image"), decoding.read(mask_path, "mask")
-    lesion = decoding.turned(_lesion(mask), mask.turn if _agree(image, mask) else 1)
+    lesion = decoding.turned(_lesion(mask), mask.turn if _use_orientation(image, mask) else 1)
     side = {"squash": 0, "letterbox": max(lesion.shape), "crop": min(lesion.shape)}[fit]
     return np.ascontiguousarray(_square(lesion, side) if side else lesion)
 
 
 def _in_order(work, items, workers: int):
-    """Yield work(item) of all items in order, computed on threads; few wait: memory is bounded."""
+    """Yield work(item) of all items in order, computed on threads with bounded memory."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         try:
@@ -180,8 +180,8 @@ def _in_order(work, items, workers: int):
                 future.cancel()
 
 
-def _state(path):
-    """Size and modification time of a file, None if there is none."""
+def _file_state(path):
+    """Size and modification time of a file, or None if it does not exist."""
     try:
         found = os.stat(path)
         return found.st_size, found.st_mtime_ns
@@ -190,7 +190,7 @@ def _state(path):
 
 
 def _checksums(folder: Path) -> list[int]:
-    """CRC-32 of the arrays and the statuses; detects damage at some GB per second."""
+    """CRC-32 of the arrays and the statuses: fast detection of damage."""
     sums, block = [], memoryview(bytearray(2**22))
     for name in NAMES:
         sums.append(0)
@@ -200,8 +200,8 @@ def _checksums(folder: Path) -> list[int]:
     return sums
 
 
-def _kept(artefact: Artefact):
-    """The statuses (N, …) of an earlier run if they are current and the arrays intact, or None."""
+def _current_statuses(artefact: Artefact):
+    """The statuses (N, …) of an earlier call if current and the arrays intact, else None."""
     path = artefact.path
     try:
         if artefact.is_current() and recorded(path)["files"] == _checksums(path.parent):
@@ -212,7 +212,7 @@ def _kept(artefact: Artefact):
 
 
 def _header(shape) -> bytes:
-    """The .npy header of a uint8 array; its length is the same for every length of axis 0."""
+    """The .npy header of a uint8 array; its length does not depend on the length of axis 0."""
     file = io.BytesIO()
     facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, facts)
@@ -220,7 +220,7 @@ def _header(shape) -> bytes:
 
 
 @contextmanager
-def _growing(path, *shape):
+def _npy_appender(path, *shape):
     """Yield a function that appends an array of `shape` to the .npy file `path`."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(_header((0, *shape)))
@@ -247,10 +247,10 @@ def _require_enough(rows, results, fewest: int):
 
 
 def _read_or_error(row, size: int, fit: str):
-    """`read_pair` of a row (whether its id is a repetition, id, image, mask), or its InputError."""
-    again, name, *paths = row
+    """`read_pair` of a row (whether the id is repeated, id, image, mask), or its InputError."""
+    repeated, name, *paths = row
     try:
-        if again:
+        if repeated:
             raise InputError(paths[0], f"a second row of the id {name}", "rename the image")
         return read_pair(*paths, size, fit)
     except InputError as error:
@@ -258,16 +258,16 @@ def _read_or_error(row, size: int, fit: str):
 
 
 def _read_all(rows, read, folder: Path, size: int, bad_inputs: str, workers, fewest: int) -> list:
-    """Write the arrays of what `read` makes of the rows; returns repairs or InputError of each.
+    """Write the arrays that `read` returns for the rows; returns repairs or InputError of each.
 
-    No array is left behind if `_require_enough`, or bad_inputs='stop', raises an InputError.
+    No array is written if `_require_enough`, or bad_inputs='stop', raises an InputError.
     """
     results, threads = [], cv2.getNumThreads()
-    cv2.setNumThreads(1)  # work is divided by pairs, not within a picture
+    cv2.setNumThreads(1)  # parallel over pairs, not within a picture
     try:
         with (
-            _growing(folder / NAMES[0], size, size, 3) as add_image,
-            _growing(folder / NAMES[1], size, size) as add_mask,
+            _npy_appender(folder / NAMES[0], size, size, 3) as add_image,
+            _npy_appender(folder / NAMES[1], size, size) as add_mask,
             closing(_in_order(read, rows, workers or os.cpu_count() or 1)) as found,
         ):
             for pair in progress(found, desc="read", total=len(rows)):
@@ -299,23 +299,23 @@ def curate(
     Returns the table (columns id, image, mask, …) with `status` used or quarantined, `reason`
     (file, problem, remedy) and `repairs`; the arrays (uint8, memory-mappable) hold the used rows
     in order. Repeated ids are quarantined. bad_inputs='stop' raises the first problem instead.
-    Pairs are decoded on `workers` threads (default: all cores) and written as they arrive. Nothing
-    is read again while files (by size and time), settings and code are unchanged and the arrays
-    are intact (`engine.artefacts`). Raises InputError if fewer than `fewest` pairs are usable.
+    Pairs are decoded on `workers` threads (default: all cores) and written at once. Nothing is
+    read again while files (by size and time), settings and code are unchanged and the arrays are
+    intact (`engine.artefacts`). Raises InputError if fewer than `fewest` pairs are usable.
     """
     if fit not in FITS:
         raise InputError("settings", f"unknown fit '{fit}'", f"use one of {', '.join(FITS)}")
-    folder, again = Path(folder), table["id"].duplicated()
-    rows = list(zip(again, table["id"], table["image"], table["mask"], strict=True))
-    files = [(str(name), str(i), _state(i), str(m), _state(m)) for _, name, i, m in rows]
+    folder, repeated = Path(folder), table["id"].duplicated()
+    rows = list(zip(repeated, table["id"], table["image"], table["mask"], strict=True))
+    files = [(str(name), str(i), _file_state(i), str(m), _file_state(m)) for _, name, i, m in rows]
     decoders = [version(name) for name in ("simplejpeg", "pillow", "opencv-python")]
     settings = {"size": size, "fit": fit, "state": state, "decoders": decoders}
     code, inputs = ("lesionlib.data.curation:read_pair",), {"files": digest(files)}
     artefact = Artefact(folder / NAMES[2], code, settings, inputs)
-    kept = _kept(artefact)
-    if kept is not None and not (bad_inputs == "stop" and kept["reason"].any()):
-        print(f"{folder}: nothing has changed, {len(kept)} pairs are not read again")
-        return table.assign(**{name: kept[name].to_numpy() for name in kept.columns[1:]})
+    statuses = _current_statuses(artefact)
+    if statuses is not None and not (bad_inputs == "stop" and statuses["reason"].any()):
+        print(f"{folder}: nothing has changed; the {len(statuses)} pairs are not read again")
+        return table.assign(**{name: statuses[name].to_numpy() for name in statuses.columns[1:]})
     Path(f"{artefact.path}.json").unlink(missing_ok=True)
     read = partial(_read_or_error, size=size, fit=fit)
     results = _read_all(rows, read, folder, size, bad_inputs, workers, fewest)

@@ -38,7 +38,7 @@ class Study:
 
 
 def pixels(run) -> Path:
-    """Folder of the decoded pixels of a run, kept so that a rerun need not decode again."""
+    """Folder of the decoded pixels of a run, kept so that a rerun does not decode them again."""
     return resolve(run) / "checkpoints" / "pixels"
 
 
@@ -52,7 +52,7 @@ def save(run, table, orphans, **facts):
     """Write the arrays and tables of a run; the arrays are those that `curate` wrote to `pixels`.
 
     `table` has one row per image file with status, reason and repairs and, if used, prompt and
-    split; `orphans` (id, file, reason) belong to no image. Writes tables/curation.csv,
+    split; `orphans` (id, file, reason) have no image. Writes tables/curation.csv,
     tables/quarantine.csv (unused images and orphans) and data/index.csv with its record.
     """
     folder = resolve(run)
@@ -92,7 +92,7 @@ def load(run) -> Study:
 def save_originals(path, table, fit: str):
     """Write the masks of a table's rows (id, image, mask) at full resolution to an .npz, by id.
 
-    Segmentation is evaluated on these, not on the squares that the networks see.
+    Segmentation is evaluated on these, not on the square masks that networks are trained on.
     """
     whole = {
         row.id: whole_mask(row.image, row.mask, fit)
@@ -117,9 +117,9 @@ def originals(path, ids, notebook: str = "01_data") -> list[np.ndarray]:
 
 
 def examples(masks: np.ndarray, n: int = 4, seed: int = 0) -> np.ndarray:
-    """Row numbers of `n` of the masks (N, S, S): one at random from each quantile of lesion area.
+    """Indices of `n` of the masks (N, S, S): one at random from each quantile of lesion area.
 
-    All examples that are shown are chosen by this rule, not by eye.
+    All examples in figures are chosen by this rule, not by eye.
     """
     rng, order = np.random.default_rng(seed), np.argsort(masks.mean(axis=(1, 2)), kind="stable")
     return np.array([rng.choice(part) for part in np.array_split(order, n) if len(part)])

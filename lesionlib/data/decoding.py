@@ -1,7 +1,7 @@
-"""Reading picture files of any quality: known defects are repaired and noted, others InputErrors.
+"""Reads picture files of any quality: known defects are repaired and noted, others InputErrors.
 
-JPEG has no checksum. Damage is detected if libjpeg warns or if a jump runs along a row of blocks;
-other damage stays undetected, mostly a single block or a slight tint.
+JPEG has no checksum. Damage is detected if libjpeg warns, or if brightness jumps along a row of
+blocks; other damage, mostly a single block or a slight tint, remains undetected.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lesionlib.engine.errors import InputError
 
-ENDINGS = {  # formats that are read, whatever the file name, and their endings
+ENDINGS = {  # formats, recognised by content, and their usual endings
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
     "BMP": (".bmp",),
@@ -54,8 +54,8 @@ class Picture:
 
 
 @contextmanager
-def _blame(path, what):
-    """Turn whatever decoders raise on damaged data into an InputError that names the file."""
+def _decoder_errors(path, what):
+    """Turn any error that a decoder raises on damaged data into an InputError naming the file."""
     try:
         yield
     except (InputError, MemoryError):
@@ -70,7 +70,7 @@ def _blame(path, what):
 
 def read(path, what: str) -> Picture:
     """Read a file, its header and, unless JPEG, its pixels; raises InputError."""
-    with _blame(path, what):
+    with _decoder_errors(path, what):
         if not Path(path).is_file():
             raise InputError(path, f"the {what} does not exist or is no file", "add the file")
         data = Path(path).read_bytes()
@@ -81,23 +81,23 @@ def read(path, what: str) -> Picture:
         except UnidentifiedImageError:
             raise ValueError(f"its beginning is none of {', '.join(ENDINGS)}") from None
         file = Picture(str(path), what, data, picture, [])
-        kind = picture.format.replace("MPO", "JPEG")
+        format_name = picture.format.replace("MPO", "JPEG")
         if picture.width * picture.height > LARGEST:
             raise file.error(f"is too large ({picture.width}x{picture.height})", "make it smaller")
-        if Path(path).suffix.lower() not in ENDINGS[kind]:
-            file.note(f"read as {kind}, whatever its name says")
+        if Path(path).suffix.lower() not in ENDINGS[format_name]:
+            file.note(f"read as {format_name}, whatever its name says")
         if getattr(picture, "n_frames", 1) > 1:
             file.note(f"the first of {picture.n_frames} pictures is used")
-        if (kind == "PNG" and data[24] == 16) or (
-            kind == "TIFF" and 16 in picture.tag_v2.get(258, ())
+        if (format_name == "PNG" and data[24] == 16) or (
+            format_name == "TIFF" and 16 in picture.tag_v2.get(258, ())
         ):
             file.note("16 bits per channel")
-        if kind == "PNG":
+        if format_name == "PNG":
             _check_png(data)
         file.turn = _orientation(picture)
-        if kind != "JPEG":
+        if format_name != "JPEG":
             picture.load()
-        if kind == "TIFF" and file.turn > 1:  # Pillow has turned it
+        if format_name == "TIFF" and file.turn > 1:  # Pillow has applied it
             file.note(f"EXIF orientation {file.turn} applied")
             file.turn = 1
     return file
@@ -107,7 +107,7 @@ def _orientation(picture) -> int:
     """The EXIF orientation, 1 (upright) if there is none or it cannot be read."""
     try:
         turn = picture.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF does not affect the pixels
+    except Exception:  # corrupt EXIF data do not affect the pixels
         return 1
     return turn if turn in range(1, 9) else 1
 
@@ -121,20 +121,20 @@ def turned(array: np.ndarray, turn: int) -> np.ndarray:
 
 def _check_png(data: bytes):
     """Raise ValueError if a chunk of a PNG fails its checksum or the end is missing."""
-    at, view, kind = 8, memoryview(data), b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ValueError(f"wrong checksum at byte {at}")
-        at = end + 4
+    start, view, chunk_type = 8, memoryview(data), b""
+    while chunk_type != b"IEND":
+        length, chunk_type = struct.unpack_from(">I4s", data, start)
+        end = start + 8 + length
+        if zlib.crc32(view[start + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError(f"wrong checksum at byte {start}")
+        start = end + 4
 
 
 def _jpeg(file: Picture, half=False) -> np.ndarray:
     """Pixels (H, W, 1 or 3) of a JPEG, at half size if `half`; libjpeg warnings are errors."""
     width, height = file.view.size
     least = {"min_width": -(-width // 2), "min_height": -(-height // 2)} if half else {}
-    with _blame(file.path, file.what):
+    with _decoder_errors(file.path, file.what):
         grey = file.view.mode == "L"
         pixels = simplejpeg.decode_jpeg(file.data, "GRAY" if grey else "RGB", **least)
     row = _seam(pixels, 4 if half else 8)
@@ -155,16 +155,18 @@ def _seam(pixels: np.ndarray, block: int) -> int:
     the blocks. The edge of a uniform bar (standard deviation below FLAT) or of a dark frame (below
     64) is accepted.
     """
-    some = pixels[:, :: max(1, pixels.shape[1] // 128)]  # a sample of the columns suffices
-    near = [some[block + i : len(some) + i - 1 : block].astype(np.int16) for i in (-2, -1, 0, 1)]
-    before, above, below, after = near
+    sample = pixels[:, :: max(1, pixels.shape[1] // 128)]  # a sample of the columns suffices
+    rows = [
+        sample[block + i : len(sample) + i - 1 : block].astype(np.int16) for i in (-2, -1, 0, 1)
+    ]
+    before, above, below, after = rows
     jump = below - above
-    usual = np.maximum(np.abs(above - before), np.abs(after - below))
-    jump[np.abs(jump) <= np.maximum(6, 2 * usual)] = 0
-    up = np.sign(jump)
-    middle = up.shape[1] // 2
+    texture = np.maximum(np.abs(above - before), np.abs(after - below))
+    jump[np.abs(jump) <= np.maximum(6, 2 * texture)] = 0
+    signs = np.sign(jump)
+    middle = signs.shape[1] // 2
     for part in (slice(0, middle), slice(middle, None)):
-        share = np.abs(up[:, part].mean(1)).max(-1)
+        share = np.abs(signs[:, part].mean(1)).max(-1)
         for i in np.flatnonzero(share > 0.6):
             sides = above[i, part], below[i, part]
             if all(side.std(0).max() >= FLAT and side.mean(0).max() >= 64 for side in sides):
@@ -184,7 +186,7 @@ def rgb(file: Picture, half: bool) -> np.ndarray:
     elif mode.startswith("I;16"):
         pixels = np.round(np.asarray(picture)[..., None] / 257).astype(np.uint8)
     else:
-        with _blame(file.path, file.what):
+        with _decoder_errors(file.path, file.what):
             pixels = np.asarray(picture.convert("RGBA" if "P" in mode else "RGB").convert("RGB"))
     return pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
 
@@ -199,7 +201,7 @@ def grey(file: Picture) -> np.ndarray:
     if mode in ("1", "L", "I", "F") or mode.startswith("I;16"):
         values = np.asarray(picture, np.uint8 if mode == "1" else None)
         return np.nan_to_num(values) if mode == "F" else values
-    with _blame(file.path, file.what):
+    with _decoder_errors(file.path, file.what):
         pixels = np.asarray(picture.convert("RGBA"))
     colour, alpha = pixels[..., :3].max(2), pixels[..., 3]
     if colour.min() == colour.max() and alpha.min() < alpha.max():

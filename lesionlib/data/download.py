@@ -105,8 +105,8 @@ Please cite
 
 
 @contextmanager
-def disk(path):
-    """Turn an error of the file system into an InputError about `path`."""
+def disk_errors(path):
+    """Turn file system errors into an InputError about `path`."""
     try:
         yield
     except BlockingIOError as error:
@@ -120,21 +120,21 @@ def disk(path):
         raise InputError(path, problem, "check its permissions, or give another DIR") from error
 
 
-def room(path, needed: int):
+def require_space(path, needed: int):
     """Raise InputError if the disk of `path` has less than `needed` free bytes."""
     if (free := shutil.disk_usage(path.parent).free) < needed:
         problem = f"needs {needed / 1e6:,.1f} MB, unpacking included; {free / 1e6:,.1f} MB are free"
         raise InputError(path, problem, RESUMES)
 
 
-def beside(final) -> list[Path]:
+def partial_files(final) -> list[Path]:
     """Paths of a file's partial download and of the facts about it (url, validator, bytes)."""
     return [final.with_name(final.name + ending) for ending in (".part", ".part.json")]
 
 
-def forget(final):
+def delete_partial(final):
     """Delete the partial download of a file."""
-    for path in beside(final):
+    for path in partial_files(final):
         path.unlink(missing_ok=True)
 
 
@@ -143,79 +143,79 @@ def address(source, base_url: str) -> str:
     return f"{base_url.rstrip('/')}/{source.path}"
 
 
-def by_hand(url, final) -> str:
+def manual_remedy(url, final) -> str:
     """The remedy for a failed download."""
     again = f"run this again, perhaps with --base-url {MIRROR}"
     return f"{again}, or download {url} in a browser, save it as {final} and run this again"
 
 
-def refused(found, final, url, problem) -> InputError:
-    """An InputError about a wrong file; if we downloaded it (FINAL.part), it is deleted."""
+def wrong_file(found, final, url, problem) -> InputError:
+    """An InputError about a wrong file; if it is our download (FINAL.part), it is deleted."""
     if found == final:
-        return InputError(final, problem, f"delete it, then {by_hand(url, final)}")
-    forget(final)
-    return InputError(final, f"the download from {url} {problem}", by_hand(url, final))
+        return InputError(final, problem, f"delete it, then {manual_remedy(url, final)}")
+    delete_partial(final)
+    return InputError(final, f"the download from {url} {problem}", manual_remedy(url, final))
 
 
-def validator(answer) -> str:
-    """The value for If-Range: the ETag unless it is weak, else Last-Modified."""
-    tag = answer.headers.get("ETag", "W/")
-    return answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
+def validator(response) -> str:
+    """The value for If-Range: the ETag, or Last-Modified if the ETag is weak."""
+    tag = response.headers.get("ETag", "W/")
+    return response.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
 
 
-def attempt(url, final, copies: int):
+def try_download(url, final, copies: int):
     """One request that starts or resumes FINAL.part and completes it.
 
     Raises requests.RequestException if another attempt may help, else InputError. FINAL.part is
     kept for the next attempt.
     """
-    part, about = beside(final)
+    part, about = partial_files(final)
     known, headers = read_json(about, {}), {"Accept-Encoding": "identity"}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known["bytes"]:
         return
-    if have and known["validator"]:  # without it, the file may have changed
+    if have and known["validator"]:  # without it a change of the file would go unnoticed
         headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        code, stated = answer.status_code, answer.headers.get("Content-Range", "")
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        code, stated = response.status_code, response.headers.get("Content-Range", "")
         first, size = re.fullmatch(r"(?:bytes (\d+|\*)\S*/(\d+))?.*", stated).groups()
         if code == 416 and have and size == str(have):
-            return  # the length stated at first was wrong: the file is complete
-        changed = first != str(have) or validator(answer) not in ("", known.get("validator"))
+            return  # the length stated first was wrong: the file is complete
+        changed = first != str(have) or validator(response) not in ("", known.get("validator"))
         if code == 416 or code == 206 and changed:
-            forget(final)
+            delete_partial(final)
             raise requests.ConnectionError("the file on the server has changed")
         if code >= 500 or code in (408, 429):
-            raise requests.ConnectionError(f"the server answers {code} {answer.reason}")
+            raise requests.ConnectionError(f"the server answers {code} {response.reason}")
         if code not in (200, 206):
-            problem = f"the server answers {code} {answer.reason} for {url}"
-            raise InputError(final, problem, by_hand(url, final))
-        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            problem = f"the server answers {code} {response.reason} for {url}"
+            raise InputError(final, problem, manual_remedy(url, final))
+        if response.headers.get("Content-Type", "").startswith("text/html"):
             problem = f"a web page came instead of {url} (a login, or a proxy of your network?)"
-            raise InputError(final, problem, by_hand(url, final))
-        save(answer, url, final, have if code == 206 else 0, size, copies)
+            raise InputError(final, problem, manual_remedy(url, final))
+        save(response, url, final, have if code == 206 else 0, size, copies)
 
 
-def save(answer, url, final, have: int, size: str | None, copies: int):
-    """Write the bytes of an answer to FINAL.part from byte `have` on.
+def save(response, url, final, have: int, size: str | None, copies: int):
+    """Write the bytes of a response to FINAL.part from byte `have` on.
 
-    `size` is that of the whole file if the answer states it; `copies` times as much disk space is
+    `size`: that of the whole file if the response states it; `copies` times as much disk space is
     required. Raises InputError if there is less, requests.RequestException if bytes are missing.
     """
-    part, about = beside(final)
-    whole = int(size or answer.headers.get("Content-Length") or 0) or None
-    room(final, copies * (whole or 0) - have)
-    with meter(final.name, whole, have) as bar, open(part, "ab" if have else "wb") as file:
+    part, about = partial_files(final)
+    whole = int(size or response.headers.get("Content-Length") or 0) or None
+    require_space(final, copies * (whole or 0) - have)
+    with byte_bar(final.name, whole, have) as bar, open(part, "ab" if have else "wb") as file:
         if not have:
-            write_json(about, {"url": url, "validator": validator(answer), "bytes": whole})
-        for block in answer.iter_content(BLOCK):
+            write_json(about, {"url": url, "validator": validator(response), "bytes": whole})
+        for block in response.iter_content(BLOCK):
             file.write(block)
             bar.update(len(block))
     if whole and part.stat().st_size != whole:
         raise requests.ConnectionError(f"{part.stat().st_size:,} of {whole:,} bytes arrived")
 
 
-def meter(name: str, total: int | None, done: int = 0):
+def byte_bar(name: str, total: int | None, done: int = 0):
     """A progress bar in bytes."""
     bar = progress(desc=name, total=total, initial=done)
     bar.unit, bar.unit_scale = "B", True
@@ -228,10 +228,10 @@ def download(url, final, copies: int = 1, tries: int = 5, wait: float = 1.0) -> 
     Raises InputError after `tries` consecutive attempts that brought no new bytes, with pauses of
     `wait` seconds, twice that, and so on; refusals (404), web pages and a full disk raise at once.
     """
-    part, failures, most = beside(final)[0], 0, 0
+    part, failures, most = partial_files(final)[0], 0, 0
     while True:
         try:
-            attempt(url, final, copies)
+            try_download(url, final, copies)
             return part
         except ValueError as error:  # requests rejects the address
             raise InputError(url, f"is no web address ({error})", "correct --base-url") from error
@@ -242,14 +242,14 @@ def download(url, final, copies: int = 1, tries: int = 5, wait: float = 1.0) -> 
                 cause = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
                 problem = f"{url} could not be fetched in {tries} attempts "
                 problem += f"({cause[1] if cause else error})"
-                raise InputError(final, problem, by_hand(url, final)) from error
+                raise InputError(final, problem, manual_remedy(url, final)) from error
             time.sleep(wait * 2 ** (failures - 1))
 
 
-def verified(found, final, url, source, pin: dict) -> dict:
-    """url, bytes, sha256 and date of a file; InputError if the SHA-256 is not the expected one."""
+def verify(found, final, url, source, pin: dict) -> dict:
+    """URL, bytes, SHA-256 and date of a file; InputError if the SHA-256 is not as expected."""
     size, digest = found.stat().st_size, hashlib.sha256()
-    with meter(f"check {final.name}", size) as bar, open(found, "rb") as file:
+    with byte_bar(f"check {final.name}", size) as bar, open(found, "rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
             bar.update(len(block))
@@ -259,7 +259,7 @@ def verified(found, final, url, source, pin: dict) -> dict:
         if not source.sha256:
             problem += f" as on {pin['date']} (if the change is intended, delete its entry from "
             problem += f"{final.with_name('manifest.json')})"
-        raise refused(found, final, url, problem)
+        raise wrong_file(found, final, url, problem)
     return {"url": url, "bytes": size, "sha256": digest, "date": time.strftime("%Y-%m-%d")}
 
 
@@ -269,10 +269,10 @@ def check_table(found, final, url, source):
         with open(found, newline="", encoding="utf-8-sig") as file:
             rows = [len(row) for row in csv.reader(file) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise refused(found, final, url, f"is not a CSV ({error})") from error
+        raise wrong_file(found, final, url, f"is not a CSV ({error})") from error
     if len(rows) != source.count + 1 or len(set(rows)) > 1:
         problem = f"is not the table: {max(0, len(rows) - 1):,} rows instead of {source.count:,},"
-        raise refused(found, final, url, f"{problem} or rows of unequal length")
+        raise wrong_file(found, final, url, f"{problem} or rows of unequal length")
 
 
 def members(archive, source) -> list:
@@ -283,10 +283,10 @@ def members(archive, source) -> list:
     """
     files = []
     for info in archive.infolist():
-        path, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
+        path, file_type = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
         if path.is_absolute() or ".." in path.parts or re.search(r"[\\:]", info.filename):
             raise zipfile.BadZipFile(f"the entry {info.filename!r} leads out of the folder")
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise zipfile.BadZipFile(f"the entry {info.filename!r} is a link or a device")
         if not info.is_dir() and path.parts[:1] != ("__MACOSX",):
             files.append((info, path))
@@ -303,8 +303,8 @@ def members(archive, source) -> list:
     return files
 
 
-def state(folder, source) -> dict:
-    """Number and bytes of the images in an unpacked folder."""
+def image_totals(folder, source) -> dict:
+    """Number and total bytes of the images in an unpacked folder."""
     sizes = [path.stat().st_size for path in folder.glob(source.pattern)]
     return {"count": len(sizes), "bytes": sum(sizes)}
 
@@ -319,24 +319,24 @@ def unpack(found, final, url, source, sha256: str):
     try:
         with zipfile.ZipFile(found) as archive:
             files = members(archive, source)
-            room(final, sum(info.file_size for info, _ in files))
+            require_space(final, sum(info.file_size for info, _ in files))
             for info, path in progress(files, desc=f"unpack {final.name}"):
                 (new / path).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(info) as packed, open(new / path, "xb") as file:
                     shutil.copyfileobj(packed, file, BLOCK)
-        write_json(new / RECORD, state(new, source) | {"sha256": sha256})
+        write_json(new / RECORD, image_totals(new, source) | {"sha256": sha256})
         os.replace(new, final.with_suffix(""))
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, FileExistsError) as error:
-        raise refused(found, final, url, f"is not a usable zip ({error})") from error
+        raise wrong_file(found, final, url, f"is not a usable zip ({error})") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def unpacked(folder, source, due: str | None) -> bool:
+def is_unpacked(folder, source, due: str | None) -> bool:
     """Whether the folder exists and is complete; InputError if it is incomplete or was changed."""
     if not folder.exists():
         return False
-    record, now = read_json(folder / RECORD, {}), state(folder, source)
+    record, now = read_json(folder / RECORD, {}), image_totals(folder, source)
     problem = f"holds {now['count']:,} of {source.count:,} files {source.pattern}"
     if record and due not in (None, record["sha256"]):
         problem = "was unpacked from another zip than the expected one"
@@ -348,17 +348,17 @@ def unpacked(folder, source, due: str | None) -> bool:
 
 
 def fetch_one(folder, source, base_url, keep_zips: bool, tries: int, wait: float) -> str:
-    """Download one source to `folder`; returns what was done. Raises InputError as `fetch` does."""
+    """Download one source to `folder`; returns the outcome. Raises InputError as `fetch` does."""
     url, final = address(source, base_url), folder / source.file
     manifest, is_zip = read_json(folder / "manifest.json", {}), bool(source.pattern)
     pin, ours = manifest.get(source.file, {}), not final.exists()
     due = source.sha256 or pin.get("sha256")
-    done = is_zip and unpacked(final.with_suffix(""), source, due)
+    done = is_zip and is_unpacked(final.with_suffix(""), source, due)
     if done and ours:
-        forget(final)
+        delete_partial(final)
         return "was there"
     found = download(url, final, 1 + is_zip, tries, wait) if ours else final
-    facts = verified(found, final, url, source, pin)
+    facts = verify(found, final, url, source, pin)
     if not is_zip:
         check_table(found, final, url, source)
     elif not done:
@@ -367,7 +367,7 @@ def fetch_one(folder, source, base_url, keep_zips: bool, tries: int, wait: float
         write_json(folder / "manifest.json", manifest | {source.file: facts})
     if ours and (keep_zips or not is_zip):
         os.replace(found, final)
-    forget(final)
+    delete_partial(final)
     return "fetched" if ours else "was there" if done or not is_zip else "unpacked"
 
 
@@ -378,7 +378,7 @@ def fetch(folder, sources=SOURCES, base_url=BASE_URL, keep_zips=False, tries=5, 
     or unsafe zip, a full disk, a file or folder that differs from what was downloaded.
     """
     folder, results = resolve(folder), {}
-    with disk(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".fetch.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -386,14 +386,14 @@ def fetch(folder, sources=SOURCES, base_url=BASE_URL, keep_zips=False, tries=5, 
             if not terms.exists() or terms.read_text() != TERMS:
                 terms.write_text(TERMS)
             for number, source in enumerate(sources, 1):
-                with disk(folder / source.file):
+                with disk_errors(folder / source.file):
                     done = fetch_one(folder, source, base_url, keep_zips, tries, wait)
                 results[source.name] = done
                 print(f"[{number}/{len(sources)}] {source.file}: {done}", flush=True)
     return results
 
 
-def chosen(names) -> list[Source]:
+def select_sources(names) -> list[Source]:
     """The sources of these names (all if none are given); InputError for an unknown one."""
     known = [source.name for source in SOURCES]
     for name in set(names or []) - set(known):
@@ -415,7 +415,7 @@ def main(arguments=None) -> int:
     options.add_argument("--keep-zips", action="store_true", help="keep zips after unpacking")
     given = options.parse_args(arguments)
     try:
-        sources = chosen(given.only)
+        sources = select_sources(given.only)
         if given.list:
             for source in sources:
                 print(f"{source.name:17} {source.size:>8}  {address(source, given.base_url)}")

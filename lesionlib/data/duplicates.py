@@ -1,4 +1,4 @@
-"""Near-duplicates: pictures that occur twice, and the groups of pictures that they form.
+"""Near-duplicates: pictures that occur twice, and the groups that they form.
 
 `near_duplicates` compares a set with itself, `groups` joins its result with the lesion ids, and
 `copies` searches generated (or other) images for real ones.
@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from lesionlib.engine.progress import progress
 
 PAIRS = ["a", "b", "same"]  # columns of a table of near-duplicates: two row numbers, correlation
-HASH_BITS = 16  # most bits, of 64, in which perceptual hashes of candidates differ
-LIKENESS = 0.89  # least correlation of candidates at SMALL x SMALL pixels
+HASH_BITS = 16  # most bits, of 64, in which the perceptual hashes of candidates differ
+SIMILAR = 0.89  # least correlation of candidates at SMALL x SMALL pixels
 SAME = 0.86  # least correlation of detail, after alignment, of near-duplicates
 SMALL, SIDE = 32, 64  # pixels per side for candidates and for the confirmation
 DETAIL = 2.0  # pixels at SIDE: standard deviation of the blur that is subtracted
@@ -44,7 +44,7 @@ def _shrunk(picture, side) -> np.ndarray:
 
 
 def _candidates(images) -> list[tuple[int, int, int]]:
-    """Pairs i < j that resemble each other, and the orientation of j in which they do."""
+    """Pairs i < j that resemble each other, with the orientation of j in which they do."""
     small = [_shrunk(image, SMALL) for image in progress(images, desc="perceptual hashes")]
     bits = np.stack([_bits(picture) for picture in small]).astype(np.float32)
     vectors = np.stack([_unit(picture) for picture in small])
@@ -53,11 +53,11 @@ def _candidates(images) -> list[tuple[int, int, int]]:
     for k in range(8):
         turned = [orientations(picture)[k] for picture in small]
         distance = (64 - bits @ np.stack([_bits(t) for t in turned]).astype(np.float32).T) / 2
-        likeness = vectors @ np.stack([_unit(t) for t in turned]).T
-        likeness[distance > HASH_BITS] = -1
-        which[likeness > best] = k
-        best = np.maximum(best, likeness)
-    return [(i, j, which[i, j]) for i, j in np.argwhere(np.triu(best >= LIKENESS, 1))]
+        similarity = vectors @ np.stack([_unit(t) for t in turned]).T
+        similarity[distance > HASH_BITS] = -1
+        which[similarity > best] = k
+        best = np.maximum(best, similarity)
+    return [(i, j, which[i, j]) for i, j in np.argwhere(np.triu(best >= SIMILAR, 1))]
 
 
 def _grey(picture) -> np.ndarray:
@@ -97,7 +97,7 @@ def detail_correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def near_duplicates(images: np.ndarray) -> pd.DataFrame:
-    """Pairs of images (N, S, S, 3) uint8 that show the same picture: columns a < b and same.
+    """Pairs of images (N, S, S, 3) uint8 that show the same picture: columns a < b, same.
 
     Candidates agree in perceptual hash and in coarse pixels in one of eight orientations; they are
     confirmed by a `detail_correlation` of at least SAME. Robust to flips, quarter turns,

@@ -1,4 +1,4 @@
-"""External test sets: read and curated like the study's own pairs, and never trained on.
+"""External test sets: read and curated like the study's own pairs, never used for training.
 
 A set is a folder with images/ and masks/, or IMAGES:MASKS (`catalogue.pair_folders`). Notebook 01
 reads each into data/external/NAME of the run; notebook 06 evaluates on it.
@@ -34,7 +34,7 @@ def read(run, name: str, source, study, *, fit: str, bad_inputs: str = "skip") -
     """Read an external test set into data/external/NAME of a run; returns its number of pairs.
 
     Pictures that are also in the study, by id or by `duplicates.copies`, are left out with a
-    WARNING: parts of ISIC 2016 and 2017 are in ISIC 2018. InputError if none is left.
+    WARNING: ISIC 2018 contains parts of ISIC 2016 and 2017. InputError if none is left.
     """
     folder = resolve(run) / "data" / "external" / name
     table, images, _ = read_pairs(source, study.images.shape[1], fit, folder / "pixels", bad_inputs)
@@ -43,8 +43,8 @@ def read(run, name: str, source, study, *, fit: str, bad_inputs: str = "skip") -
     if known.any():
         first = table["id"][known.argmax()]
         print(
-            f"WARNING: external {name}: {known.sum()} of {len(table)} pictures are in the study "
-            f"itself, {first} among them; they are left out"
+            f"WARNING: external {name}: {known.sum()} of {len(table)} pictures are also in "
+            f"the study, for example {first}; they are left out"
         )
     if known.all():
         raise InputError(source, "all of its pictures are in the study", "give another test set")

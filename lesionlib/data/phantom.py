@@ -1,13 +1,13 @@
 """Procedural dermoscopic images with exact lesion masks: the study's embedded data.
 
 Nothing here is a photograph. Skin is a colour times exp(-density x absorption), like light that
-crosses pigment: dense superficial melanin looks black, thin brown, deep blue-grey. Every visual
-feature is one function named by its term in dermoscopy. Lengths are given in pixels of a 256 px
-image and scaled; smaller images are the 256 px scene, downsampled by area averaging.
+passes through pigment: dense superficial melanin looks black, thin brown, deep blue-grey. Every
+visual feature is one function named by its term in dermoscopy. Lengths are given in pixels of a
+256 px image and scaled; smaller images are the 256 px scene, downsampled by area averaging.
 
-The frequencies are based on 2,594 ISIC training images (1866 nevi, 519 melanomas, 208 benign
-keratoses), but the two rarer diagnoses are raised to .22 and .18, and the rarer attributes
-somewhat too; otherwise a default set of a few hundred images would hold only a handful of each.
+The frequencies are based on 2,594 ISIC training images (1,866 nevi, 519 melanomas, 208 benign
+keratoses), but the two rarer diagnoses are raised to 0.22 and 0.18, and the rarer attributes
+slightly; otherwise a default set of a few hundred images would contain only a handful of each.
 """
 
 import multiprocessing
@@ -35,7 +35,7 @@ PATIENTS = {
     "melanoma": ((0.66, 0.18, 0.20, 0.18, 0.32), (0.15, 0.22, 0.18, 0.28, 0.17), 62, 15),
     "benign keratosis": ((0.12, 0.03, 0.02, 0.75, 0.04), (0.17, 0.13, 0.14, 0.17, 0.39), 65, 12),
 }
-# one random stream per feature: omitting a feature changes nothing else in the image
+# one random stream per feature, so that omitting a feature changes nothing else in the image
 STREAMS = ("labels", "tables", "skin", "shape", "pigment", *ATTRIBUTES, "hair", "extras", "noise")
 # pale, rosy grey, pink, lilac, yellowish, tan, beige, brown, dark, flushed
 SKINS = np.float32([
@@ -179,7 +179,7 @@ def draw_ellipse(canvas, centre, axes, turn, stop=360, width=-1):
     cv2.ellipse(canvas, centre, axes, turn, 0, stop, 255, width, cv2.LINE_AA)
 
 
-def over(image, alpha, colour):
+def paint_over(image, alpha, colour):
     """Paint `colour` (3,) or (N, N, 3) on the image with opacity alpha (N, N)."""
     return image + alpha[..., None] * (np.asarray(colour, np.float32) - image)
 
@@ -292,10 +292,10 @@ def pigment_network(rng, density, mask):
     """Density with a dark honeycomb in part of the lesion, finer than its shades."""
     unit = len(mask) / 256
     lines = honeycomb(rng, len(mask), unit * rng.uniform(5, 8.5), unit * rng.uniform(0.9, 1.5))
-    where = patch(rng, mask, rng.uniform(0.55, 0.95)) * (0.8 + 0.25 * noise(rng, len(mask), 12))
-    where = np.clip(where, 0, 1)
-    density = density * (1 + where * rng.uniform(0.55, 0.9) * (1.8 * lines - 0.7))
-    return density + 0.25 * where * lines * np.minimum(
+    region = patch(rng, mask, rng.uniform(0.55, 0.95)) * (0.8 + 0.25 * noise(rng, len(mask), 12))
+    region = np.clip(region, 0, 1)
+    density = density * (1 + region * rng.uniform(0.55, 0.9) * (1.8 * lines - 0.7))
+    return density + 0.25 * region * lines * np.minimum(
         2 * density, 1
     )  # visible in faint lesions, too
 
@@ -304,8 +304,8 @@ def negative_network(rng, density, mask):
     """Density with a light honeycomb: pale winding lines around dark oblong cells."""
     unit = len(mask) / 256
     lines = honeycomb(rng, len(mask), unit * rng.uniform(7, 11), unit * rng.uniform(1.5, 2.1))
-    where = patch(rng, mask, rng.uniform(0.45, 0.7))
-    return density * (1 + where * (0.4 - rng.uniform(0.95, 1.15) * lines))
+    region = patch(rng, mask, rng.uniform(0.45, 0.7))
+    return density * (1 + region * (0.4 - rng.uniform(0.95, 1.15) * lines))
 
 
 def globules(rng, density, mask):
@@ -322,11 +322,11 @@ def streaks(rng, mask):
     rim = max(cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=len)[:, 0]
     slope = np.stack(np.gradient(blur(signed_distance(mask), 4 * unit)))[::-1]  # points inward
     first, share = rng.integers(len(rim)), rng.uniform(0.35, 0.9)
-    places = np.arange(0, share * len(rim), 6 * unit)
-    places = (places + first + rng.normal(0, 3 * unit, places.size)).astype(int) % len(rim)
+    starts = np.arange(0, share * len(rim), 6 * unit)
+    starts = (starts + first + rng.normal(0, 3 * unit, starts.size)).astype(int) % len(rim)
 
     def draw(canvas, k):
-        for x, y in rim[places]:
+        for x, y in rim[starts]:
             inward = slope[:, y, x] / (np.linalg.norm(slope[:, y, x]) + 1e-6)
             inward = inward + rng.normal(0, 0.15, 2)
             steps = unit * np.linspace(-rng.uniform(2, 8), rng.uniform(3, 10), 8)
@@ -343,8 +343,8 @@ def milia_like_cyst(rng, image, mask, count):
     alpha = spots(rng, mask, count, unit * rng.uniform(1.4, 2.3), soft=0.9)
     alpha = alpha * np.clip(0.75 + 0.3 * noise(rng, len(mask), 12), 0.35, 1)
     glow = blur(alpha, 2.5 * unit)  # cysts shine through the pigment around them
-    image = over(image, 0.35 * glow, (225, 205, 165))
-    return over(image, rng.uniform(0.7, 0.85) * alpha, (244, 230, 200))
+    image = paint_over(image, 0.35 * glow, (225, 205, 165))
+    return paint_over(image, rng.uniform(0.7, 0.85) * alpha, (244, 230, 200))
 
 
 def cerebriform(rng, density, mask):
@@ -370,16 +370,16 @@ def melanoma_colours(rng, image, border, mask):
     parts = rng.permutation(["black", "veil", "red", "regression"])[: rng.integers(2, 5)]
     inner = border * sigmoid(signed_distance(mask) / (3 * len(mask) / 256) - 1)
     for part in sorted(parts, key=("red", "regression", "black", "veil").index):
-        where = inner * patch(rng, mask, rng.uniform(0.12, 0.35), 3, 0.45)
+        region = inner * patch(rng, mask, rng.uniform(0.12, 0.35), 3, 0.45)
         if part == "black":
-            image = image * np.exp(-rng.uniform(1.0, 1.8) * where[..., None] * SOOT)
+            image = image * np.exp(-rng.uniform(1.0, 1.8) * region[..., None] * SOOT)
         elif part == "red":
-            image = image * np.exp(-rng.uniform(0.4, 0.8) * where[..., None] * BLOOD)
+            image = image * np.exp(-rng.uniform(0.4, 0.8) * region[..., None] * BLOOD)
         elif part == "veil":
-            image = image * np.exp(-0.5 * where[..., None] * BLUE)
-            image = over(image, rng.uniform(0.35, 0.6) * where, (104, 106, 122))
+            image = image * np.exp(-0.5 * region[..., None] * BLUE)
+            image = paint_over(image, rng.uniform(0.35, 0.6) * region, (104, 106, 122))
         else:
-            image = over(image, rng.uniform(0.5, 0.8) * where, (205, 178, 172))
+            image = paint_over(image, rng.uniform(0.5, 0.8) * region, (205, 178, 172))
     return image
 
 
@@ -405,20 +405,20 @@ def hair_curves(rng, size, count, length, bend, thick):
 def hair(rng, image):
     """Image with none, a few or many curved hairs, or shaven stubble; some of them light."""
     size, unit = len(image), len(image) / 256
-    kind = rng.choice(["none", "few", "many", "stubble"], p=[0.44, 0.34, 0.13, 0.09])
+    amount = rng.choice(["none", "few", "many", "stubble"], p=[0.44, 0.34, 0.13, 0.09])
     low, high, length, bend = {
         "none": (0, 1, 0.8, 0.4),
         "few": (1, 8, 0.8, 0.4),
         "many": (10, 34, 0.8, 0.5),
         "stubble": (30, 90, 0.035, 0.1),
-    }[kind]
+    }[amount]
     count, thick = rng.integers(low, high), unit * rng.uniform(0.45, 1.15)
     alpha = hair_curves(rng, size, count, length, bend, thick)
     dark = np.array((34, 25, 22)) + rng.random() * np.array((80, 50, 28))  # black to brown
     shaded = image * (1 - 0.18 * blur(alpha, 2 * unit)[..., None])
-    if kind != "stubble" and rng.random() < 0.2:
-        return over(shaded, 0.6 * alpha, (228, 210, 176))
-    return over(shaded, rng.uniform(0.7, 0.9) * alpha, dark)
+    if amount != "stubble" and rng.random() < 0.2:
+        return paint_over(shaded, 0.6 * alpha, (228, 210, 176))
+    return paint_over(shaded, rng.uniform(0.7, 0.9) * alpha, dark)
 
 
 def ruler(rng, image):
@@ -442,7 +442,7 @@ def ruler(rng, image):
         turn = cv2.getRotationMatrix2D((full / 2, full / 2), 90 * side + tilt, 1)
         canvas[:] = cv2.warpAffine(canvas, turn, (full, full))
 
-    return over(image, rng.uniform(0.55, 0.85) * strokes(size, draw), (48, 44, 46))
+    return paint_over(image, rng.uniform(0.55, 0.85) * strokes(size, draw), (48, 44, 46))
 
 
 def gel_bubbles(rng, image):
@@ -456,14 +456,14 @@ def gel_bubbles(rng, image):
 
     count, turn = rng.integers(2, 12), rng.uniform(0, 360)
     centres, radii = rng.uniform(0, size, (count, 2)), size * rng.gamma(3, 0.005, count) + 1
-    image = over(image, 0.4 * strokes(size, draw), (120, 100, 95))
-    return over(image, 0.75 * strokes(size, partial(draw, stop=130)), (250, 248, 245))
+    image = paint_over(image, 0.4 * strokes(size, draw), (120, 100, 95))
+    return paint_over(image, 0.75 * strokes(size, partial(draw, stop=130)), (250, 248, 245))
 
 
 def specular(rng, image, mask):
     """Image with small white glints where the light is mirrored."""
     glint = noise(rng, len(image), (70, 55), octaves=2) - 1.5 * (1 - patch(rng, mask, 0.12, 4))
-    return over(image, 0.8 * sigmoid((glint - 2.2) / 0.15), (250, 250, 252))
+    return paint_over(image, 0.8 * sigmoid((glint - 2.2) / 0.15), (250, 250, 252))
 
 
 def vignette(rng, image):
@@ -474,7 +474,7 @@ def vignette(rng, image):
     image = image * (1 - rng.uniform(0, 0.12) * r**2)[..., None]
     if rng.random() < 0.2:
         edge = sigmoid((r - rng.uniform(1.0, 1.3)) / rng.choice([0.006, 0.03, 0.06]))
-        image = over(image, edge, np.array((22, 18, 18)) * rng.uniform(0.3, 1.5))
+        image = paint_over(image, edge, np.array((22, 18, 18)) * rng.uniform(0.3, 1.5))
     return image
 
 
@@ -489,7 +489,7 @@ def paint(labels: dict, rngs: dict, size: int) -> tuple[np.ndarray, np.ndarray]:
     rays = streaks(rngs["streaks"], mask) if flags["streaks"] else np.zeros(mask.shape)
     mask = solid((mask > 0) | (rays > 0.5))
     image = lesion_on_skin(labels, rngs, mask, rays)
-    image = dress(rngs["extras"], hair(rngs["hair"], image), mask)
+    image = add_artefacts(rngs["extras"], hair(rngs["hair"], image), mask)
     image = blur(image, rngs["noise"].uniform(0.3, 0.7) * canvas / 256)
     strength, grain = rngs["noise"].uniform(0.8, 2.2), (canvas, canvas, 1)
     image += strength * rngs["noise"].standard_normal(grain, np.float32)
@@ -521,8 +521,8 @@ def lesion_on_skin(labels, rngs, mask, rays):
     return image
 
 
-def dress(rng, image, mask):
-    """Image with some of: ruler, bubbles, glints, vignette."""
+def add_artefacts(rng, image, mask):
+    """Image with random optics and artefacts: ruler, bubbles, glints, vignette."""
     glints = partial(specular, mask=mask)
     for chance, feature in ((0.3, ruler), (0.2, gel_bubbles), (0.2, glints), (1.0, vignette)):
         if rng.random() < chance:
@@ -531,7 +531,7 @@ def dress(rng, image, mask):
 
 
 def sample(index: int, size: int = 256, seed: int = 0) -> Phantom:
-    """Phantom `index` of `seed` at `size` px; it depends on nothing else."""
+    """Phantom `index` of `seed` at `size` px; it depends on these three alone."""
     rngs = streams(index, seed)
     labels = draw_labels(rngs["labels"])
     image, mask = paint(labels, rngs, size)
@@ -616,9 +616,9 @@ def write_dataset(folder, n, size=256, seed=0, workers=None) -> Path:
     Processes are spawned: a script (not a notebook) calls this under `if __name__ == "__main__"`.
     """
     folder = Path(folder)
-    made, wanted = read_json(folder / "phantoms.json"), {"n": n, "seed": seed, "size": size}
-    if made and ((made["seed"], made["size"]) != (seed, size) or made["n"] > n):
-        problem = f"it holds phantoms of {made}, not {wanted}"
+    existing, wanted = read_json(folder / "phantoms.json"), {"n": n, "seed": seed, "size": size}
+    if existing and ((existing["seed"], existing["size"]) != (seed, size) or existing["n"] > n):
+        problem = f"it holds phantoms of {existing}, not {wanted}"
         raise InputError(folder, problem, "choose another folder or delete this one")
     write_json(folder / "phantoms.json", wanted)
     job = partial(write_pair, folder=folder, size=size, seed=seed)

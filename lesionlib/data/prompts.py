@@ -9,7 +9,7 @@ The paper names its sources of labels but not its template. Ours is:
     size       = "small" | "medium-sized" | "large"               below 10 %, 30 % of the image
     position   = "in the centre" | "in the " [ "upper " | "lower " ] [ "left" | "right" ] ...
 
-`full` includes all that is known, with the details in `prompt_details`, in their order;
+`full` includes everything known, and the details in `prompt_details` in their order;
 `diagnosis` names the lesion alone; `empty` is the empty prompt. Unknown labels are omitted. The
 longest sentence has 60 of CLIP's 77 tokens; `base.token_ids` rejects longer ones.
 """
@@ -27,8 +27,8 @@ WORDS = {
 }
 DETAILS = ("size", "position", "site", "person")
 PEOPLE = {"female": "woman", "male": "man"}
-MEDIUM, LARGE = 0.10, 0.30  # shares of the image from which a lesion is medium-sized and large
-CENTRAL = 0.12  # largest distance per axis, in image sizes, of a central centroid
+MEDIUM, LARGE = (0.10, 0.30)  # least shares of the image of a medium-sized and a large lesion
+CENTRAL = 0.12  # largest offset per axis, in image sizes, of a centroid that counts as central
 
 
 def lesion_size(mask: np.ndarray) -> str:
@@ -76,11 +76,11 @@ def prompt(labels: dict, variant: str = "full", details=(), mask=None) -> str:
     words = [WORDS[name] for name in ATTRIBUTES if labels.get(name) == 1]
     if words:
         text += " with " + (", ".join(words[:-1]) + " and " if words[:-1] else "") + words[-1]
-    said = {"person": person(labels.get("age", ""), labels.get("sex", ""))}
-    said["site"] = f"on the {labels['site']}" if labels.get("site") else ""
+    phrases = {"person": person(labels.get("age", ""), labels.get("sex", ""))}
+    phrases["site"] = f"on the {labels['site']}" if labels.get("site") else ""
     if mask is not None:
-        said |= {"size": lesion_size(mask), "position": lesion_position(mask)}
-    return ", ".join([text, *[said[name] for name in details if said.get(name)]])
+        phrases |= {"size": lesion_size(mask), "position": lesion_position(mask)}
+    return ", ".join([text, *[phrases[name] for name in details if phrases.get(name)]])
 
 
 def describe(table: pd.DataFrame, variant: str = "full", details=(), masks=None) -> list[str]:
@@ -105,11 +105,11 @@ def _weights(table: pd.DataFrame, method: str) -> np.ndarray:
 def draw(table: pd.DataFrame, n: int, seed: int, method: str = "joint", first: int = 0):
     """Draw labels for prompts: n rows of a table of labels; row i depends only on seed and i.
 
-    `method` is joint: as frequent as in the table; uniform: each combination of diagnosis and
-    attributes in the table is equally likely; weight: in proportion to the column of that name.
+    `method`: joint (as frequent as in the table), uniform (each combination of diagnosis and
+    attributes in the table equally often), or weight (in proportion to the column `weight`).
     """
     table = table.sort_values("id") if "id" in table else table
-    reach = np.cumsum(_weights(table, method))
-    chances = [np.random.default_rng([seed, first + i, 7]).random() for i in range(n)]
-    rows = np.minimum(np.searchsorted(reach, chances, side="right"), len(table) - 1)
+    cumulative = np.cumsum(_weights(table, method))
+    uniform = [np.random.default_rng([seed, first + i, 7]).random() for i in range(n)]
+    rows = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(table) - 1)
     return table.iloc[rows].reset_index(drop=True)

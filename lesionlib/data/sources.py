@@ -1,4 +1,4 @@
-"""The source of a run's images: procedural ones, the ISIC downloads, or somebody's own folders."""
+"""The source of a run's images: procedural ones, the ISIC downloads, or the user's own folders."""
 
 from lesionlib.data import catalogue, phantom
 from lesionlib.engine.settings import Data
@@ -8,7 +8,7 @@ def read(settings: Data, folder) -> catalogue.Catalogue:
     """The catalogue of the source that the settings name.
 
     Procedural images are first written to `folder` in the layout of the ISIC downloads, so that
-    they and real ones are read by the same lines. Raises InputError as `catalogue.read` does.
+    the same code reads them and real ones. Raises InputError as `catalogue.read` does.
     """
     root = settings.isic_root
     if settings.source == "phantom":

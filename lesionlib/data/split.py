@@ -2,7 +2,7 @@
 
 The paper splits uniformly at random (Sec. 3). ISIC 2018 contains lesions that were photographed
 twice and pictures under two ids, often cropped and coloured differently, so a random split leaks.
-The split `grouped` keeps such pictures (`duplicates.groups`) in one part.
+The split `grouped` keeps such pictures in one part (`duplicates.groups`).
 """
 
 import numpy as np
@@ -34,8 +34,8 @@ def grouped(group: np.ndarray, generator_share: float, seed: int) -> np.ndarray:
     """Random part names (n,) of exact sizes that keep rows of equal `group` (n,) in one part.
 
     Groups are placed from large to small, in random order among equals, into a part with room for
-    them, with probability proportional to the places left. Raises InputError if a group does not
-    fit into any part.
+    them, with probability proportional to the room left. Raises InputError if a group does not fit
+    into any part.
     """
     rng = np.random.default_rng([seed, 2018])
     left = sizes(len(group), generator_share)
@@ -47,7 +47,7 @@ def grouped(group: np.ndarray, generator_share: float, seed: int) -> np.ndarray:
         if not room.any():
             raise InputError(
                 "split 'grouped'",
-                f"a group of {len(rows)} images that belong together fits no part any more",
+                f"a group of {len(rows)} images that belong together does not fit into any part",
                 "correct the column lesion_id, or set split to paper",
             )
         part = rng.choice(PARTS, p=room / room.sum())
@@ -78,7 +78,7 @@ def from_file(path, ids) -> np.ndarray:
     names = known.loc[list(ids)].to_numpy().astype(str)
     empty = sorted(set(PARTS) - set(names))
     if empty:
-        raise InputError(path, f"no image is in {empty[0]}", "put some there")
+        raise InputError(path, f"no image is in {empty[0]}", "assign some to it")
     return names
 
 
@@ -92,7 +92,7 @@ def make(method: str, table: pd.DataFrame, group: np.ndarray, generator_share: f
 
 
 def audit(names: np.ndarray, table: pd.DataFrame, pairs: pd.DataFrame, group) -> pd.DataFrame:
-    """Counts of lesions, near-duplicate pairs and groups shared by each two parts."""
+    """Counts of lesions, near-duplicate pairs and groups that each two parts share."""
     lesion = table["lesion_id"].fillna("").to_numpy()
     found = pairs.assign(one=names[pairs["a"].astype(int)], two=names[pairs["b"].astype(int)])
 

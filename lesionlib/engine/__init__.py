@@ -1,4 +1,4 @@
-"""What every part of the study stands on: settings, files, records, one training loop."""
+"""The foundation of all packages: settings, files, records, and one training loop."""
 
 import pkgutil
 

@@ -21,8 +21,8 @@ class Artefact:
     """A file of a run and what determines it.
 
     `code`: the functions that make it, or their names (`code.code_name`); `settings`: what they
-    read, JSON-able; `inputs`: digests of the bytes that go in, by the path in the run or another
-    name that says what they are.
+    read, JSON-able; `inputs`: digests of the bytes that go in, by the path in the run or by another
+    descriptive name.
     """
 
     path: Path
@@ -46,12 +46,12 @@ class Artefact:
         return Path(self.path).exists() and recorded(self.path).get("key") == self.key
 
     def record(self, **facts):
-        """Write the record once the file is complete; `facts` tell more and decide nothing."""
+        """Write the record once the file is complete; `facts` are added, but are not in the key."""
         record(self.path, key=self.key, **facts)
 
 
 def changed(key: dict) -> list[str]:
-    """Names of the code in a key (functions, notebooks) that is not what made the artefact."""
+    """Names of the code in a key (functions, notebooks) that has changed since."""
     outdated = []
     for name, known in key.get("code", {}).items():
         try:

@@ -1,11 +1,10 @@
 """Which code makes a result: digests of functions and of everything they reach.
 
 The digest of a function covers its own source and that of all functions, classes and constants of
-this package that it uses, directly or through others, in whichever module they stand. It is read
-from the syntax trees, so nothing is imported to find it; an import that cannot be resolved is an
-error. Comments and docstrings do not count, nor do modules that keep results but make none
-(`NEUTRAL`). What a function is handed (an object whose class it never names) is not seen: name the
-class in an annotation.
+this package that it uses, directly or through others, in any module. It is computed from the syntax
+trees, without importing anything; an import that cannot be resolved is an error. Comments and
+docstrings do not count, nor do modules that keep results but make none (`NEUTRAL`). An object that
+a function gets as an argument is not followed unless the function names its class: annotate it.
 """
 
 import ast

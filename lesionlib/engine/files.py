@@ -56,9 +56,9 @@ def atomic_write(path):
 def run_lock(folder):
     """Lock a folder against a second run; yields a file descriptor for children to inherit.
 
-    The lock is released when the last process that has it ends, in whatever way; temporary files
-    that killed processes left are deleted by the next run. If the folder is locked already, raises
-    InputError, which names the process, machine and time.
+    The lock is released when the last process that holds it ends, even if it is killed; temporary
+    files that killed processes left are deleted by the next run. If the folder is locked already,
+    raises InputError, which names the process, machine and time.
     """
     path = Path(folder) / ".held"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def run_lock(folder):
             file.seek(0)
             raise InputError(
                 folder,
-                f"another run is at work in this folder ({file.read().strip()})",
-                "wait for it to end, or give this run a folder of its own with --name",
+                f"another run is active in this folder ({file.read().strip()})",
+                "wait for it to end, or give this run its own folder with --name",
             ) from error
         file.truncate(0)
         now = time.strftime("%Y-%m-%d %H:%M:%S %Z")

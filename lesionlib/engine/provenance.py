@@ -49,8 +49,10 @@ def file_digest(path) -> str:
 
 
 def files_state(*paths) -> str:
-    """Digest of names, sizes and times of files, and of all files in folders; '' and what is
-    neither (a setting that may be a path or a word) do not count."""
+    """Digest of the names, sizes and times of files, and of all files in folders.
+
+    Anything else is ignored: '', and settings that are a word rather than a path.
+    """
     files = []
     for root in map(resolve, filter(None, paths)):
         files += sorted(root.rglob("*")) if root.is_dir() else [root]
@@ -77,15 +79,15 @@ def hardware() -> str:
         name = next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
+        gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
-        said = []
-    return f"{name}, {os.cpu_count()} cores, {', '.join(filter(None, said)) or 'no GPU'}"
+        gpus = []
+    return f"{name}, {os.cpu_count()} cores, {', '.join(filter(None, gpus)) or 'no GPU'}"
 
 
 @cache
 def environment() -> dict:
-    """Versions of the packages and the machine that computes."""
+    """Versions of Python and of the packages, and the machine."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -120,7 +122,7 @@ def recorded(path) -> dict:
     """The record written beside an artefact.
 
     Empty if there is none, or if artefact or record are corrupt (truncated or modified): then a
-    WARNING names it, and who asks makes it anew.
+    WARNING names it, and the caller rebuilds it.
     """
     try:
         unchanged(path)
@@ -144,7 +146,7 @@ def unchanged(path):
 
 def header(run) -> str:
     """One line for the top of a notebook: run, versions, device, code version."""
-    torch = sys.modules.get("torch")  # loading it takes seconds that not every notebook needs
+    torch = sys.modules.get("torch")  # slow import, which not every notebook needs
     gpu = torch is not None and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else "CPU"
     versions = environment()["packages"]

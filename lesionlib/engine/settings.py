@@ -1,4 +1,4 @@
-"""Every setting of the study, once: type, unit, bounds, default and one sentence of meaning.
+"""Every setting of the study, stated once: type, unit, bounds, default and meaning.
 
 The defaults are the preset `quick`; a preset (config/NAME.yaml) states only what it changes. On the
 command line and in YAML a setting goes by its flat key, the prefix of its group and its name
@@ -27,7 +27,7 @@ BOUNDS = {
     "maximum": "at most",
     "exclusiveMaximum": "less than",
 }
-KINDS = {"integer": "an integer", "number": "a number", "boolean": "true or false"}
+TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false"}
 
 
 def setting(default, meaning: str, *, unit: str = "", neutral: bool = False, **bounds) -> Any:
@@ -128,10 +128,10 @@ class Data(Group):
     data_seed: int = setting(0, "Seed of the procedural images.", ge=0)
     bad_inputs: Literal["skip", "stop"] = setting(
         "skip",
-        "What happens to unusable images: skip puts them into quarantine, stop ends with an error.",
+        "Treatment of unusable images: skip quarantines them, stop ends the run with an error.",
     )
     image_size: int = setting(
-        64, "Side of the square images, on which the paper is silent.", unit="pixels", ge=1
+        64, "Side of the square images (not stated in the paper).", unit="pixels", ge=1
     )
     fit: Literal["squash", "letterbox", "crop"] = setting(
         "squash",
@@ -139,8 +139,8 @@ class Data(Group):
     )
     split: str = setting(
         "grouped",
-        "Split of the images: grouped keeps what belongs together in one part, paper is uniformly "
-        "random, anything else is the path of a CSV.",
+        "Split of the images: grouped (random, but all images of a lesion or picture in one part), "
+        "paper (uniformly random), or the path of a CSV.",
     )
     split_seed: int = setting(0, "Seed of the random split into G, S-train, S-val, S-test.", ge=0)
     generator_share: float = setting(
@@ -151,7 +151,7 @@ class Data(Group):
         "Training prompts: full (diagnosis, attributes, prompt_details), the diagnosis, or empty.",
     )
     prompt_details: Annotated[list[Literal["size", "position", "site", "person"]], *DISTINCT] = (
-        setting([], "Further details that full prompts name.")
+        setting([], "Further details that full prompts include.")
     )
     external_tests: TestFolders = setting(
         {}, "Further test sets, NAME: folder or IMAGES:MASKS (--external NAME=DIR)."
@@ -180,11 +180,11 @@ class Design(Group):
     )
     mask_mode: Literal["paper", "real", "fitted"] = setting(
         "paper",
-        "Masks of the synthetic images: the paper's automatic generator, moved real masks of G, or "
-        "shapes fitted to those of G.",
+        "Masks of the synthetic images: the paper's automatic recipe (paper), transformed masks of "
+        "G (real), or shapes fitted to those of G (fitted).",
     )
     example_seed: int = setting(
-        0, "Seed of the choice of shown images, one from each quarter of lesion areas.", ge=0
+        0, "Seed of the choice of example images, one from each quarter of lesion areas.", ge=0
     )
 
 
@@ -197,8 +197,8 @@ class Masks(Group):
     mask_seed: int = setting(0, "Seed of the masks and of the prompts drawn for them.", ge=0)
     prompt_draw: str = setting(
         "joint",
-        "Prompts of the synthetic images: joint draws as in G, uniform draws rare ones as often, "
-        "anything else is the path of a CSV of wishes.",
+        "Labels in the prompts of the synthetic images: joint (as frequent as in G), uniform "
+        "(every combination equally often), or the path of a CSV of labels with weights.",
     )
 
 
@@ -206,7 +206,7 @@ class Reference(Group):
     """The reference segmenter, a U-Net that locates generated lesions (notebook 02)."""
 
     prefix: ClassVar[str] = "reference_"
-    size: int = setting(32, "Side of the images that it sees.", unit="pixels", ge=1)
+    size: int = setting(32, "Side of its input images.", unit="pixels", ge=1)
     encoder: str = setting(
         "resnet18", "Encoder of segmentation-models-pytorch, without pretrained weights."
     )
@@ -284,7 +284,7 @@ class Training(Group):
         200, "Interval of the generators' checkpoints.", unit="optimiser steps", neutral=True, ge=1
     )
     gradient_checkpointing: bool = setting(
-        False, "Whether training saves memory for about a third more time.", neutral=True
+        False, "Whether training saves memory at the cost of about a third more time.", neutral=True
     )
     launch: str = setting(
         "",
@@ -338,22 +338,24 @@ class Sampling(Group):
     ddim_eta: float = setting(
         0.0, "Noise in each DDIM step: 0 is deterministic, 1 is as much as DDPM.", ge=0, le=1
     )
-    guidance: float = setting(1.0, "Classifier-free guidance; 1 leaves the second pass out.", ge=0)
+    guidance: float = setting(
+        1.0, "Scale of classifier-free guidance; 1 needs no second pass.", ge=0
+    )
     sample_batch: int = setting(32, "Images sampled at once.", unit="images", neutral=True, ge=1)
     sample_seed: int = setting(0, "Seed of the initial noise.", ge=0)
     diversity_samples: int = setting(
-        4, "Images of one mask, for the diversity of the ControlNet.", unit="images", ge=2
+        4, "Images of one mask, to measure the diversity of the ControlNet.", unit="images", ge=2
     )
     prompt_guidance: float = setting(
-        3.0, "Guidance of the images that test prompts, diagnosis by attribute.", ge=0
+        3.0, "Guidance of the images that are generated to test prompts.", ge=0
     )
     prompt_samples: int = setting(
-        12, "Images of each label, for the attribute classifier.", unit="images", ge=1
+        12, "Images of each label that the attribute classifier tests.", unit="images", ge=1
     )
 
 
 class Classifier(Group):
-    """The attribute classifier, which tests whether images show what the prompt says."""
+    """The attribute classifier, which tests whether images show what their prompts say."""
 
     prefix: ClassVar[str] = "classifier_"
     steps: int = setting(
@@ -427,11 +429,11 @@ class Segmentation(Group):
         ["unet", "dcsaunet"], "Segmentation networks of Table 2.", min_length=1
     )
     control_networks: Annotated[list[Network], *DISTINCT] = setting(
-        ["unet"], "Networks that are trained in the arms beyond the paper's table."
+        ["unet"], "Networks that are trained in the arms that the paper does not have."
     )
     seeds: Annotated[list[Seed], *DISTINCT] = setting(
         [0, 1, 2],
-        "Seeds of the trainings, one training each in every cell of Table 2.",
+        "Seeds of the trainings; every entry of Table 2 is trained once with each.",
         min_length=1,
     )
     data_shares: Annotated[list[Share], *DISTINCT] = setting(
@@ -439,7 +441,7 @@ class Segmentation(Group):
     )
     matched_steps: int = setting(
         0,
-        'Length of every training under the arm "steps"; 0 is the length with the largest set.',
+        'Length of every training under the arm "steps"; 0: that of the largest training set.',
         unit="optimiser steps",
         ge=0,
     )
@@ -474,14 +476,14 @@ class Segmentation(Group):
 
 
 class Jobs(Group):
-    """How the work is shared out."""
+    """How the work is divided into jobs."""
 
     cells_per_job: int = setting(
         20, "Cells of Table 2's grid that share one run of notebook 06.", neutral=True, ge=1
     )
     threads: int = setting(
         1,
-        "CPU threads of one job; jobs run side by side, and more threads share the CPU less well.",
+        "CPU threads of one job; parallel jobs use the CPU better than more threads do.",
         neutral=True,
         ge=1,
     )
@@ -494,7 +496,7 @@ class Jobs(Group):
 
 
 class Settings(BaseModel):
-    """All settings of a run, by group; `preset` is where they come from, `run` the run's folder."""
+    """All settings of a run by group, the preset that they are based on, and the run's folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: Data = Data()
@@ -517,8 +519,8 @@ class Settings(BaseModel):
     def flat(self) -> dict:
         """Every flat key and its value, then `preset` and `run`."""
         values = self.model_dump()
-        own = {key: values[group][name] for key, (group, name) in KEYS.items()}
-        return own | {"preset": self.preset, "run": self.run}
+        by_key = {key: values[group][name] for key, (group, name) in KEYS.items()}
+        return by_key | {"preset": self.preset, "run": self.run}
 
     def _differing(self, other: "Settings") -> dict:
         theirs = other.flat()
@@ -529,7 +531,7 @@ class Settings(BaseModel):
         return set(self._differing(Settings()))
 
     def overrides(self) -> dict:
-        """Flat keys and values that differ from the preset's own: what `load` would be given."""
+        """Flat keys and values that differ from the preset's: the `overrides` of `load`."""
         return self._differing(load(self.preset))
 
 
@@ -562,13 +564,13 @@ def presets() -> list[str]:
 
 
 def nearest(word: str, valid) -> str:
-    """The valid word that is spelt most like `word`."""
+    """The valid word whose spelling is closest to `word`."""
     found = difflib.get_close_matches(str(word), list(valid), n=1, cutoff=0.0)
     return found[0] if found else "nothing"
 
 
 def typed(value):
-    """Numbers and booleans again in lists, which Snakemake's command line makes lists of words."""
+    """A value whose list entries, strings on Snakemake's command line, get their types back."""
     if isinstance(value, list):
         return [yaml.safe_load(item) if isinstance(item, str) else item for item in value]
     return value
@@ -585,7 +587,7 @@ def _schema(key: str) -> dict:
 
 
 def allowed(schema: dict) -> str:
-    """What the JSON schema of a setting allows, in words."""
+    """The values that the JSON schema of a setting allows, in words."""
     if "enum" in schema:
         return f"one of {', '.join(map(str, schema['enum']))}"
     if schema["type"] == "array":
@@ -595,7 +597,7 @@ def allowed(schema: dict) -> str:
     if schema["type"] == "object":
         return f"NAME: text; a NAME is {schema['names']}"
     limits = [f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema]
-    return ", ".join([KINDS.get(schema["type"], "text"), *limits])
+    return ", ".join([TYPES.get(schema["type"], "text"), *limits])
 
 
 def _size_rules(key: str, size: int, factors: dict):
@@ -607,7 +609,7 @@ def _size_rules(key: str, size: int, factors: dict):
 def _rules(settings: Settings, groups):
     """Rules (is broken, key, value, what it must be) between settings of these groups."""
     groups = set(groups)
-    base, pix, own = settings.base, settings.pix2pixhd, settings.segmentation
+    base, pix, segmentation = settings.base, settings.pix2pixhd, settings.segmentation
     size, levels = settings.data.image_size, len(base.channels)
     if {"data", "base"} <= groups and not base.model:  # a small base of our own
         yield from _size_rules("image_size", size, {"base_patch": base.patch})
@@ -617,31 +619,31 @@ def _rules(settings: Settings, groups):
         yield wrong, "base_channels", base.channels, "multiples of 8, for its normalisation"
         yield base.text_width % 4, "base_text_width", base.text_width, "a multiple of 4"
         most = 3 * base.patch**2
-        said = f"at most {most}, the number of values in a patch of base_patch pixels"
-        yield base.latent_channels > most, "base_latent_channels", base.latent_channels, said
+        limit = f"at most {most}, the number of values in a patch of base_patch pixels"
+        yield base.latent_channels > most, "base_latent_channels", base.latent_channels, limit
     if {"data", "pix2pixhd"} <= groups and "pix2pixhd" in settings.design.methods:
         unit = 2 ** (pix.downsample + pix.enhancers)
-        said = f"{2 * unit}, {3 * unit}, ... for pix2pixhd_downsample and pix2pixhd_enhancers"
-        yield size % unit or size == unit, "image_size", size, said
+        sizes = f"{2 * unit}, {3 * unit}, ... for pix2pixhd_downsample and pix2pixhd_enhancers"
+        yield size % unit or size == unit, "image_size", size, sizes
         widths = {"pix2pixhd_enhancers": 2**pix.enhancers}
         yield from _size_rules("pix2pixhd_channels", pix.channels, widths)
     if "segmentation" in groups:
-        factors = {"unet": ("the levels of unet_decoder", 2 ** len(own.unet_decoder))}
+        factors = {"unet": ("the levels of unet_decoder", 2 ** len(segmentation.unet_decoder))}
         factors["dcsaunet"] = ("dcsaunet", 16)
-        factors = dict(factors[network] for network in own.networks)
-        yield from _size_rules("segmentation_size", own.segmentation_size, factors)
+        factors = dict(factors[network] for network in segmentation.networks)
+        yield from _size_rules("segmentation_size", segmentation.segmentation_size, factors)
     if "reference" in groups:
         factors = {"the levels of reference_decoder": 2 ** len(settings.reference.decoder)}
         yield from _size_rules("reference_size", settings.reference.size, factors)
 
 
-def _build(values: dict, where, groups, **facts) -> Settings:
-    """Settings of flat keys; raises InputError that names a wrong key or value and `where`."""
+def _build(values: dict, origin, groups, **facts) -> Settings:
+    """Settings from flat keys; InputError names a wrong key or value and its `origin`."""
     nested = {}
     for key, value in values.items():
         if key not in KEYS:
             problem = f"unknown setting '{key}'"
-            raise InputError(where, problem, f"did you mean '{nearest(key, KEYS)}'? {LISTING}")
+            raise InputError(origin, problem, f"did you mean '{nearest(key, KEYS)}'? {LISTING}")
         group, name = KEYS[key]
         nested.setdefault(group, {})[name] = value
     try:
@@ -650,11 +652,11 @@ def _build(values: dict, where, groups, **facts) -> Settings:
         group, name, *_ = error.errors()[0]["loc"]
         key = GROUPS[group].prefix + name
         problem = f"setting '{key}': {values[key]!r} is not allowed"
-        raise InputError(where, problem, f"it must be {allowed(_schema(key))}") from error
+        raise InputError(origin, problem, f"it must be {allowed(_schema(key))}") from error
     for broken, key, value, remedy in _rules(settings, groups):
         if broken:
-            problem = f"setting '{key}': {value} does not suit the other settings"
-            raise InputError(where, problem, f"it must be {remedy}")
+            problem = f"setting '{key}': {value} does not fit the other settings"
+            raise InputError(origin, problem, f"it must be {remedy}")
     return settings
 
 
@@ -662,7 +664,7 @@ def load(preset="quick", overrides: dict | None = None, name: str = "", groups=N
     """All settings of a run in runs/NAME: the preset's, then `overrides` by flat key.
 
     Raises InputError for an unknown preset, key or value, naming the nearest valid one, and for
-    values that do not suit one another; with `groups`, names of groups, only among these (one
+    values that do not fit one another; with `groups` (names), only these are compared (one
     stage). `images` without `source` choose the source folders.
     """
     if preset not in presets():

@@ -14,12 +14,12 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, read_json, resolve
 from lesionlib.engine.provenance import file_digest, recorded
 
-SHOWN = 12  # inputs of one folder that are listed; of more, only three are
-BENCHMARK = {"s": "seconds", "cpu_time": "cpu_seconds", "max_rss": "memory_mb"}  # of Snakemake
+SHOWN = 12  # most inputs of one folder that are listed; of a longer list only the first three
+BENCHMARK = {"s": "seconds", "cpu_time": "cpu_seconds", "max_rss": "memory_mb"}  # Snakemake's
 
 
 def stages(run) -> dict:
-    """What `stage` recorded of each notebook of a run and what it took, in the order of starts.
+    """The record of each executed notebook of a run with its costs, in the order of their starts.
 
     Wall and CPU time (seconds) and memory (MB) are from Snakemake's benchmark of the rule. A stage
     that failed or was killed has no record; Snakemake then leaves an empty file.
@@ -42,8 +42,8 @@ def _benchmark(path) -> dict:
 
 
 def outdated(run) -> dict[str, list[str]]:
-    """What other code made than is here now: stages and artefacts (paths in the run), and which
-    functions or notebooks have changed. The next start of the run makes them anew."""
+    """Stages and artefacts (paths in the run) whose code has changed since they were made, each
+    with the changed functions or notebooks. The next start of the run rebuilds them."""
     keys = {name: facts.get("key", {}) for name, facts in stages(run).items()}
     for path, facts in records(run).items():
         keys[str(path.relative_to(resolve(run)).with_suffix(""))] = facts.get("key", {})
@@ -51,7 +51,7 @@ def outdated(run) -> dict[str, list[str]]:
     return {name: code for name, code in found.items() if code}
 
 
-def run_of(path) -> Path:
+def run_folder(path) -> Path:
     """The folder of the run that a file belongs to; InputError if it is in no run's folder."""
     path = resolve(path)
     for folder in path.parents:
@@ -75,26 +75,26 @@ def _draws(executed, figure: str) -> bool:
 
 
 def maker(run, path) -> str:
-    """The stage that made a file of a run, or '': found by its outputs, figures, or folders."""
-    done = stages(run)
-    for name, facts in done.items():
+    """The stage that made a file of a run, or ''; found by its outputs, figures, or folders."""
+    by_stage = stages(run)
+    for name, facts in by_stage.items():
         if relative(path) in facts["outputs"]:
             return name
     if path.parent in (run / "figures", run / "figures" / "public"):
-        drawn = [n for n in done if _draws(run / "notebooks" / f"{n}.ipynb", path.stem)]
+        drawn = [n for n in by_stage if _draws(run / "notebooks" / f"{n}.ipynb", path.stem)]
         return drawn[-1] if drawn else ""
     folders = {  # an image belongs to the manifest of its set, a weight file to its model
         name: {resolve(output).parent for output in facts["outputs"]}
-        for name, facts in done.items()
+        for name, facts in by_stage.items()
     }
     for folder in path.relative_to(run).parents[:-1]:
-        makers = [name for name in done if run / folder in folders[name]]
+        makers = [name for name in by_stage if run / folder in folders[name]]
         if len(makers) == 1:
             return makers[0]
     return ""
 
 
-def _took(facts: dict) -> str:
+def _cost(facts: dict) -> str:
     gpu = f", GPU {facts['gpu_memory_mb']} MiB" if facts["gpu_memory_mb"] else ""
     gpu += f", {facts['gpu_energy_wh']} Wh" if facts.get("gpu_energy_wh") else ""
     return (
@@ -104,21 +104,21 @@ def _took(facts: dict) -> str:
 
 
 def why(path) -> list[str]:
-    """Lines on the origin of a file: maker, code, packages, machine, settings, seeds, inputs.
+    """Lines on the origin of a file: stage, code, packages, machine, settings, seeds, inputs.
 
     InputError if there is no such file, if it is in no run's folder, or if it has no record.
     """
     path = resolve(path)
-    run = run_of(path)
+    run = run_folder(path)
     if not path.exists():
         raise InputError(path, "there is no such file", "name one that the run has written")
-    done, name, lines = stages(run), maker(run, path), [relative(path)]
-    own = recorded(path)
+    by_stage, name, lines = stages(run), maker(run, path), [relative(path)]
+    record = recorded(path)
     if not name:
-        if not own:
+        if not record:
             raise InputError(path, "it has no record", "it was not written by a notebook")
-        return lines + [f"  {key}: {value}" for key, value in own.items()]
-    facts = done[name]
+        return lines + [f"  {key}: {value}" for key, value in record.items()]
+    facts = by_stage[name]
     written, now, environment = (
         facts["outputs"].get(relative(path)),
         file_digest(path),
@@ -126,21 +126,22 @@ def why(path) -> list[str]:
     )
     state = {None: "", now: " (as it was written)"}.get(written, " (CHANGED since)")
     packages = ", ".join(f"{k} {v}" for k, v in environment["packages"].items())
+    keyed = record if "key" in record else facts
     lines += [
         f"  sha256 {now}{state}",
-        f"  made by {name} (notebooks/{name.partition('-')[0]}.ipynb): {_took(facts)}",
+        f"  made by {name} (notebooks/{name.partition('-')[0]}.ipynb): {_cost(facts)}",
         f"  code {facts['code']}",
-        *(f"  CHANGED since: {code}" for code in changed((own if "key" in own else facts)["key"])),
+        *(f"  CHANGED since: {code}" for code in changed(keyed["key"])),
         f"  Python {environment['python']}, {packages}",
         f"  {environment['hardware']}, {environment['system']}",
         "  parameters",
         *(f"    {key}: {value}" for key, value in facts["parameters"].items()),
-        *_settings(own if "key" in own else facts),
+        *_settings(keyed),
         "  inputs",
         *_inputs(facts["inputs"]),
     ]
-    earlier = [f"    {stage}: {_took(done[stage])}" for stage in _before(done, name)]
-    return lines + (["  and behind them", *earlier] if earlier else [])
+    earlier = [f"    {stage}: {_cost(by_stage[stage])}" for stage in _sources(by_stage, name)]
+    return lines + (["  which are results of", *earlier] if earlier else [])
 
 
 def _settings(record: dict) -> list[str]:
@@ -157,7 +158,7 @@ def _settings(record: dict) -> list[str]:
 
 
 def _inputs(digests: dict) -> list[str]:
-    """Lines with the inputs of a stage by folder; of folders with many files only the first."""
+    """Lines with the inputs of a stage by folder; of a folder with many files only the first."""
     folders, lines = {}, []
     for path in digests:
         folders.setdefault(str(Path(path).parent), []).append(path)
@@ -169,15 +170,15 @@ def _inputs(digests: dict) -> list[str]:
     return lines
 
 
-def _before(done: dict, name: str) -> list[str]:
+def _sources(by_stage: dict, name: str) -> list[str]:
     """Stages whose outputs a stage needed, directly or indirectly."""
-    makers = {output: one for one, facts in done.items() for output in facts["outputs"]}
+    makers = {output: one for one, facts in by_stage.items() for output in facts["outputs"]}
     found, waiting = set(), [name]
     while waiting:
-        needed = {makers[i] for i in done[waiting.pop()]["inputs"] if i in makers}
+        needed = {makers[i] for i in by_stage[waiting.pop()]["inputs"] if i in makers}
         waiting += needed - found - {name}
         found |= needed - {name}
-    return [one for one in done if one in found]
+    return [one for one in by_stage if one in found]
 
 
 def records(run) -> dict:
@@ -190,7 +191,7 @@ def records(run) -> dict:
     return {path: v for path, v in found.items() if isinstance(v, dict) and "artefact" in v}
 
 
-def wanted(run) -> dict:
+def recorded_digests(run) -> dict:
     """Every file of a run with a recorded digest, and that digest."""
     run, found = resolve(run), {}
     for facts in stages(run).values():
@@ -210,7 +211,7 @@ def wanted(run) -> dict:
 
 def verify(run) -> tuple[int, list[str]]:
     """The number of checked files, and a line for each that is missing or was modified."""
-    found, lines = wanted(run), []
+    found, lines = recorded_digests(run), []
     if not found:
         raise InputError(resolve(run), "it holds no records", "name the folder of a run")
     for path, digest in found.items():
@@ -231,7 +232,7 @@ def main(verb: str, path: str) -> int:
     except InputError as error:
         print(f"{verb}: {error}", file=sys.stderr)
         return 2
-    print("\n".join([*lines, f"{number} files checked, {len(lines)} not as they were written"]))
+    print("\n".join([*lines, f"{number} files checked, {len(lines)} missing or changed"]))
     return bool(lines)
 
 

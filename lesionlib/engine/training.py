@@ -1,10 +1,10 @@
 """One training loop for all networks: resumable, logged, repeatable.
 
-A `Task` says what is trained and how one step is made; `Loop` does the rest: rates, logs,
-validations, checkpoints, and stopping when told to. `fit` trains one model that minimises one
-loss. It runs on `accelerate`: the same lines serve one process, several GPUs and several nodes.
-What is drawn for a step depends on seed and step alone and is drawn for the whole batch, of which
-each process takes its share; the number of processes changes nothing but rounding.
+A `Task` defines what is trained and how one step is made; `Loop` does the rest: learning rates,
+logs, validations, checkpoints, and stopping after a signal. `fit` trains one model that minimises
+one loss. It runs on `accelerate`: the same code serves one process, several GPUs and several nodes.
+The random numbers of a step depend on seed and step alone. They are drawn for the whole batch, of
+which each process takes its share; the number of processes changes nothing but rounding.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log, atomic_write
 from lesionlib.engine.progress import progress
 
-SAVE_AFTER = 60  # seconds of training that may be lost if a schedule saves at validations
+SAVE_AFTER = 60  # seconds of training that may be lost if checkpoints are saved at validations
 
 
 def device() -> torch.device:
@@ -37,7 +37,7 @@ def device() -> torch.device:
 def generator_at(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step: a function of seed and step alone.
 
-    Whoever resumes at step k therefore draws what the uninterrupted training drew there.
+    A training resumed at step k therefore draws the same numbers as an uninterrupted one.
     """
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
@@ -52,8 +52,8 @@ def batch_at(step: int, batch: int, n: int, seed: int) -> torch.Tensor:
     return torch.stack([epochs[p // n][p % n] for p in positions.tolist()])
 
 
-def share(batch: int) -> slice:
-    """The rows of a batch that this process computes; InputError if they cannot be equal shares."""
+def process_rows(batch: int) -> slice:
+    """The rows of a batch that this process computes; InputError without equal shares for all."""
     from accelerate import PartialState
 
     state = PartialState()
@@ -63,21 +63,21 @@ def share(batch: int) -> slice:
             f"{state.num_processes} processes cannot share it equally",
             "make the batch a multiple of the number of processes",
         )
-    own = batch // state.num_processes
-    return slice(state.process_index * own, (state.process_index + 1) * own)
+    size = batch // state.num_processes
+    return slice(state.process_index * size, (state.process_index + 1) * size)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """For how long a model is trained, and with what.
+    """The length of a training, its learning rate, and when it logs, validates and saves.
 
     `lr` rises linearly for `warmup` steps, then follows `decay`: "constant", "cosine" (half a
-    cosine down to zero) or "linear" (constant for half of the steps, then linear to zero). What a
-    step does with `weight_decay`, `clip` (largest norm of the gradients, 0: any), `accumulate`
+    cosine down to zero) or "linear" (constant for half of the steps, then linear to zero). The
+    task applies `weight_decay`, `clip` (largest norm of the gradients, 0: unlimited), `accumulate`
     (batches per step), `ema` (decay of the moving average of the weights, 0: none) and `precision`
-    (no, bf16, fp16) is up to the task. A checkpoint is written every `save_every` steps and at the
-    end; 0: at the first validation after SAVE_AFTER seconds. A row is logged every `log_every`
-    steps; a validation takes place every `validate_every` steps (0: none between) and at the end.
+    (no, bf16, fp16). A checkpoint is written every `save_every` steps and at the end; with 0, at
+    the first validation after SAVE_AFTER seconds. A row is logged every `log_every` steps; a
+    validation takes place every `validate_every` steps (0: never) and at the end.
     """
 
     steps: int
@@ -101,15 +101,17 @@ class Schedule:
         return peak * min(1.0, 2 * (1 - step / self.steps)) if self.decay == "linear" else peak
 
     def validates(self, done: int) -> bool:
-        """Whether a validation is due when `done` steps are."""
+        """Whether a validation is due after `done` steps."""
         between = self.validate_every and done % self.validate_every == 0
         return bool(between) or done == self.steps
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where a training is kept: a checkpoint, a log, and, if they have a log of their own, its
-    validations, of which then one comes before the first step."""
+    """Paths of a training's checkpoint, its log, and a separate log of its validations, if any.
+
+    With a separate log, a first validation takes place before the first step.
+    """
 
     checkpoint: Path
     log: Path
@@ -142,9 +144,9 @@ def save_checkpoint(path, **state):
 
 
 def load_checkpoint(path, record: dict):
-    """The checkpoint at `path`, or None if there is none or it was made by other settings.
+    """The checkpoint at `path`; None if there is none, or if it has another `record`.
 
-    A corrupt one is named in a WARNING and set aside as `path`.damaged.
+    A corrupt checkpoint is named in a WARNING and renamed to `path`.damaged.
     """
     if not path.exists():
         return None
@@ -155,7 +157,7 @@ def load_checkpoint(path, record: dict):
         intact = False
     if not intact:
         path.replace(f"{path}.damaged")
-        print(f"WARNING: {path}: it is corrupt (truncated or modified); the training starts afresh")
+        print(f"WARNING: {path}: it is corrupt (truncated or modified); the training starts again")
         return None
     return state if state["record"] == record else None
 
@@ -177,12 +179,12 @@ class Average:
             self.model = EMAModel(parameters, decay=decay, foreach=True)
 
     def step(self):
-        """Move the average towards the present weights."""
+        """Move the average towards the current weights."""
         if self.model:
             self.model.step(self.parameters)
 
     def state(self) -> dict:
-        """What a checkpoint holds."""
+        """The average as a checkpoint keeps it."""
         if not self.model:
             return {}
         return {"shadow": self.model.shadow_params, "step": self.model.optimization_step}
@@ -190,8 +192,8 @@ class Average:
     def load(self, state: dict):
         """Continue from the state of a checkpoint."""
         if self.model:
-            for own, saved in zip(self.model.shadow_params, state["shadow"], strict=True):
-                own.copy_(saved)
+            for shadow, saved in zip(self.model.shadow_params, state["shadow"], strict=True):
+                shadow.copy_(saved)
             self.model.optimization_step = state["step"]
 
     def __enter__(self):
@@ -211,7 +213,7 @@ class Average:
 
 
 class Stop:
-    """While this block is open, SIGTERM and SIGUSR1 (Slurm's warning) are only noted in `asked`.
+    """Within this block, SIGTERM and SIGUSR1 (Slurm's warning) are only noted in `received`.
 
     The training checks it after every step, writes its checkpoint, and raises `error`.
     """
@@ -219,10 +221,10 @@ class Stop:
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self):
-        self.asked, self.before = "", {}
+        self.received, self.before = "", {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # others get no signals
+        if threading.current_thread() is threading.main_thread():  # other threads get no signals
             self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
@@ -231,27 +233,27 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self.asked = signal.Signals(number).name
+        self.received = signal.Signals(number).name
 
     def error(self, path, step: int) -> InputError:
-        """What is raised once the checkpoint is written."""
+        """The error to raise once the checkpoint is written."""
         return InputError(
             path,
-            f"the training was told to stop ({self.asked or 'another process was'}) and has "
+            f"the training was stopped ({self.received or 'a signal to another process'}) and has "
             f"written its checkpoint after step {step}",
-            "start the same command again: it goes on there",
+            "start the same command again: it continues from this checkpoint",
         )
 
 
 @contextmanager
-def memory(settings: str):
-    """Name the settings to lower where the accelerator's memory is not enough (InputError)."""
+def memory_errors(settings: str):
+    """Turn a lack of accelerator memory into an InputError that names the settings to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        said = str(error).splitlines()[0]
+        message = str(error).splitlines()[0]
         raise InputError(
-            "memory of the accelerator", f"it is not enough ({said})", f"lower {settings}"
+            "memory of the accelerator", f"it is not enough ({message})", f"lower {settings}"
         ) from error
 
 
@@ -260,17 +262,17 @@ def accelerator(precision: str = "no"):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state()  # the precision of an earlier training does not bind this one
+    AcceleratorState._reset_state()  # else an earlier training's precision persists
     return Accelerator(mixed_precision=precision)
 
 
 class Task:
     """What is trained, and how one step is made; the base class of what `Loop` runs.
 
-    Here: one process, all of `model` trained by `optimiser`. A subclass defines `gradients`, and
-    what else differs. `columns` of the log are names of losses, "lr", and values of validations,
-    with `digits` significant digits; `lower` names the settings to lower where memory is short,
-    `remedy` what to do if the loss is no longer a number ("": go on).
+    By default one process trains all of `model` by `optimiser`. A subclass defines `gradients` and
+    overrides what differs. `columns` of the log are names of losses, "lr", and values of
+    validations, with `digits` significant digits; `lower` names the settings to lower where memory
+    is short, `remedy` what to do if the loss is no longer finite ("": continue).
     """
 
     columns, digits = ("loss", "lr"), 6
@@ -288,11 +290,11 @@ class Task:
         """Called before each step."""
 
     def gradients(self, step: int):
-        """Add up the gradients of a step and yield its named losses, once for each batch."""
+        """Accumulate the gradients of a step and yield its named losses, once for each batch."""
         raise NotImplementedError
 
     def update(self):
-        """Change the weights by the gradients."""
+        """Update the weights with the gradients."""
         self.optimiser.step()
 
     def means(self, sums: dict, count: int) -> dict:
@@ -300,18 +302,18 @@ class Task:
         return {name: total / count for name, total in sums.items()}
 
     def validate(self, step: int) -> dict:
-        """What a validation measures, by name; called if `has_validation`, in the main process."""
+        """The results of a validation by name; called if `has_validation`, in the main process."""
         raise NotImplementedError
 
     def wait(self):
-        """Wait until all processes have come here."""
+        """Wait until all processes have reached this point."""
 
     def should_stop(self, stop: Stop, logged: bool) -> bool:
-        """Whether to stop after this step, at which a row was `logged` or not."""
-        return bool(stop.asked)
+        """Whether to stop after this step; `logged`: whether it added a row to the log."""
+        return bool(stop.received)
 
     def state(self) -> dict:
-        """What a checkpoint holds of the task: tensors and plain values."""
+        """The task's state as a checkpoint keeps it: tensors and plain values."""
         return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load(self, state: dict):
@@ -325,11 +327,11 @@ class Task:
 
 
 class Loop:
-    """Trains a `Task`, kept in `files`, so that it can be interrupted at any moment.
+    """Trains a `Task` and keeps its state in `files`, so that it can be interrupted at any moment.
 
-    Run again with the same `record` it continues from its checkpoint, on a CPU bit for bit, or
-    returns at once if it was complete; with another `record` (settings, data, code) it starts
-    afresh. A checkpoint is written atomically; a corrupt one is set aside (`load_checkpoint`).
+    Run again with the same `record`, it continues from its checkpoint, on a CPU bit for bit, or
+    returns at once if it was complete; with another `record` (settings, data, code) it starts from
+    the beginning. Checkpoints are written atomically; corrupt ones see `load_checkpoint`.
     """
 
     def __init__(self, task: Task, files: Files, schedule: Schedule, record):
@@ -339,7 +341,7 @@ class Loop:
         self.saved = time.monotonic()
 
     def run(self) -> nn.Module:
-        """The trained model. InputError if the loss is no longer a number, after a signal to stop
+        """The trained model. InputError if the loss is no longer finite, after a signal to stop
         (see `Stop`), or without enough memory."""
         task, steps = self.task, self.schedule.steps
         if (state := load_checkpoint(self.files.checkpoint, self.record)) is not None:
@@ -354,14 +356,14 @@ class Loop:
             self._validate(0)
         task.model.train()
         bar = progress(range(self.start, steps), desc=task.desc, total=steps, initial=self.start)
-        with Stop() as stop, memory(task.lower):
+        with Stop() as stop, memory_errors(task.lower):
             for step in bar:
                 self._step(step)
                 self._report(step + 1, bar, stop)
         return task.finish()
 
     def _step(self, step: int):
-        """Change the weights once, and add up the losses."""
+        """Update the weights once, and add up the losses."""
         task, rate = self.task, self.schedule.rate(step)
         task.before(step)
         for group in task.optimiser.param_groups:
@@ -374,7 +376,7 @@ class Loop:
         self.count += 1
 
     def _report(self, done: int, bar, stop: Stop):
-        """Validate, log, save and stop, whatever is due when `done` steps are."""
+        """Validate, log, save and stop where due after `done` steps."""
         task, schedule, found = self.task, self.schedule, {}
         validated = task.has_validation and schedule.validates(done)
         logged = done % schedule.log_every == 0 or (validated and not self.files.validations)
@@ -390,8 +392,13 @@ class Loop:
                 self.log.add(step=done, **row)
         stopped = task.should_stop(stop, logged)
         if (stopped or self._save_due(done, validated)) and task.is_main:
-            own = {"step": done, "sums": self.sums, "count": self.count, "record": self.record}
-            save_checkpoint(self.files.checkpoint, **task.state(), **own)
+            progress_made = {
+                "step": done,
+                "sums": self.sums,
+                "count": self.count,
+                "record": self.record,
+            }
+            save_checkpoint(self.files.checkpoint, **task.state(), **progress_made)
             self.saved = time.monotonic()
         if stopped and done < schedule.steps:
             task.wait()
@@ -405,14 +412,14 @@ class Loop:
         return means
 
     def _check(self, losses: dict, done: int):
-        """InputError if a loss is no number; tensors are checked with their means, for speed."""
+        """InputError if a loss is not finite; tensors are only checked as means, for speed."""
         wrong = [f"{name} is {x}" for name, x in losses.items() if not math.isfinite(x)]
         if self.task.remedy and wrong:
             problem = f"the {' and '.join(wrong)} after step {done} of {self.task.desc}"
             raise InputError(self.files.log, problem, self.task.remedy)
 
     def _validate(self, step: int) -> dict:
-        """What a validation finds, also a row of `validations.csv` if there is one."""
+        """The results of a validation, also added to `validations.csv` if there is one."""
         task, found = self.task, {}
         task.model.eval()
         if task.is_main:
@@ -440,7 +447,11 @@ class OneLoss(Task):
     remedy = "lower the learning rate, or set precision to no; then start again"
 
     def __init__(self, model: nn.Module, loss_at, schedule: Schedule, validate=None):
-        self.run, self.loss_at, self.schedule = accelerator(schedule.precision), loss_at, schedule
+        self.accelerator, self.loss_at, self.schedule = (
+            accelerator(schedule.precision),
+            loss_at,
+            schedule,
+        )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         super().__init__(
             model,
@@ -448,64 +459,68 @@ class OneLoss(Task):
                 self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
             ),
         )
-        model.to(self.run.device)
+        model.to(self.accelerator.device)
         self.average = Average(self.parameters, schedule.ema)
         self.measure, self.has_validation = validate, validate is not None
-        self.is_main = self.run.is_main_process
+        self.is_main = self.accelerator.is_main_process
 
     def begin(self, start):
-        self.wrapped, self.optimiser = self.run.prepare(self.model, self.optimiser)
+        self.wrapped, self.optimiser = self.accelerator.prepare(self.model, self.optimiser)
 
     def gradients(self, step):
         number = self.schedule.accumulate
         for part in range(number):
-            with nullcontext() if part + 1 == number else self.run.no_sync(self.wrapped):
+            with nullcontext() if part + 1 == number else self.accelerator.no_sync(self.wrapped):
                 loss = self.loss_at(self.wrapped, number * step + part) / number
-                self.run.backward(loss)
+                self.accelerator.backward(loss)
             yield {"loss": loss.detach()}
 
     def update(self):
         if self.schedule.clip:
-            self.run.clip_grad_norm_(self.parameters, self.schedule.clip)
+            self.accelerator.clip_grad_norm_(self.parameters, self.schedule.clip)
         self.optimiser.step()
         self.average.step()
 
     def means(self, sums, count):
-        return {name: (self.run.reduce(x, "mean") / count).item() for name, x in sums.items()}
+        return {
+            name: (self.accelerator.reduce(x, "mean") / count).item() for name, x in sums.items()
+        }
 
     def validate(self, step):
         with self.average:
             return self.measure(step)
 
     def wait(self):
-        self.run.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
 
     def should_stop(self, stop, logged):
-        if self.run.num_processes == 1:
-            return bool(stop.asked)
-        if not logged:  # processes ask one another now and then, so that all stop together
+        if self.accelerator.num_processes == 1:
+            return bool(stop.received)
+        if not logged:  # processes only agree at logged steps, so that all stop together
             return False
-        asked = torch.tensor(float(bool(stop.asked)), device=self.run.device)
-        return self.run.reduce(asked, "sum").item() > 0
+        received = torch.tensor(float(bool(stop.received)), device=self.accelerator.device)
+        return self.accelerator.reduce(received, "sum").item() > 0
 
     def state(self):
         return {
             "model": trainable(self.model),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state(),
-            "scaler": self.run.scaler.state_dict() if self.run.scaler else {},
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
         }
 
     def load(self, state):
         self.model.load_state_dict(state["model"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
         self.average.load(state["average"])
-        if self.run.scaler and state["scaler"]:
-            self.run.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def finish(self):
         self.wait()
-        self.run.unwrap_model(self.model, keep_fp32_wrapper=False)  # removes mixed precision
+        self.accelerator.unwrap_model(
+            self.model, keep_fp32_wrapper=False
+        )  # removes mixed precision
         self.average.finish()
         return self.model.eval()
 
@@ -525,8 +540,8 @@ def fit(
 
     AdamW. With `accumulate` > 1, `loss_at` is called with accumulate * step + j and the gradients
     are averaged. With `ema` the moving average of the weights is returned. At each validation,
-    the first before training, `validate(step)` sees the averaged weights; what it returns, a dict
-    of the same keys each time, is a row of `validations.csv`.
+    the first before training, `validate(step)` sees the averaged weights; the dict that it
+    returns, always with the same keys, becomes a row of `validations.csv`.
 
     `folder` gets `checkpoint.pt`, `log.csv` and `validations.csv`; `record`: see `Loop`.
     InputError as `Loop.run`; without enough memory it names the settings `lower`.

@@ -1,4 +1,4 @@
-"""What images and differences are worth: quality, likeness, adherence, statistics, claims."""
+"""Image quality, similarity of sets, prompt adherence, leakage, statistics and claims."""
 
 import pkgutil
 

@@ -1,8 +1,8 @@
-"""Does the generator paint what the prompt asks for? The attribute classifier answers.
+"""The attribute classifier: does a generated image show what its prompt names?
 
 It learns diagnosis and dermoscopic attributes from the real images of G and is tested on real
-images that neither it nor a generator has seen. It is then applied to generated images of the same
-masks and noise whose prompts differ in one word.
+images on which neither it nor a generator was trained. It is then applied to generated images of
+the same masks and noise whose prompts differ in one word.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def targets(table: pd.DataFrame, diagnoses) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def train(images, wanted: pd.DataFrame, folder, *, steps, batch, lr, seed, record) -> nn.Module:
+def train(images, goals: pd.DataFrame, folder, *, steps, batch, lr, seed, record) -> nn.Module:
     """A ResNet with one logit per column of `wanted`, on uint8 images (N, S, S, 3).
 
     Binary cross-entropy over the known labels (`targets`); rare labels count as much as common
@@ -38,9 +38,9 @@ def train(images, wanted: pd.DataFrame, folder, *, steps, batch, lr, seed, recor
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _untrained(wanted.shape[1])
+        model = _untrained(goals.shape[1])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device())
-    labels = torch.tensor(wanted.to_numpy(), dtype=torch.float32, device=device())
+    labels = torch.tensor(goals.to_numpy(), dtype=torch.float32, device=device())
     known = ~labels.isnan()
     share = (labels.nan_to_num().sum(0) / known.sum(0).clamp(min=1)).clamp(0.02, 0.98)
     weight = torch.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) * known
@@ -87,15 +87,15 @@ def load(run) -> nn.Module:
 def scores(model, images: np.ndarray, columns, batch: int = 64) -> pd.DataFrame:
     """The model's logit for each column, a row per uint8 image (N, S, S, 3)."""
     model.eval()
-    place, found = next(model.parameters()).device, []
+    model_device, found = next(model.parameters()).device, []
     for i in range(0, len(images), batch):
-        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(place)
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(model_device)
         found.append(model(networks.inputs(part)).float().cpu())
     return pd.DataFrame(torch.cat(found).numpy(), columns=list(columns))
 
 
-def wishes(diagnoses) -> pd.DataFrame:
-    """Requests that differ in one thing: each diagnosis, then the first with each attribute."""
+def label_requests(diagnoses) -> pd.DataFrame:
+    """Labels of prompts to test: each diagnosis, then the first diagnosis with each attribute."""
     rows = [{"diagnosis": d} for d in diagnoses]
     rows += [{"diagnosis": diagnoses[0], a: 1} for a in prompts.ATTRIBUTES]
     table = pd.DataFrame(rows, columns=["diagnosis", *prompts.ATTRIBUTES])
@@ -105,32 +105,37 @@ def wishes(diagnoses) -> pd.DataFrame:
     return table
 
 
-def auc(some, others) -> float:
-    """Probability that a score of `some` exceeds one of `others`, ties half; NaN without either."""
-    if not len(some) or not len(others):
+def auc(positives, negatives) -> float:
+    """Probability that a positive exceeds a negative score, ties half; NaN without either."""
+    if not len(positives) or not len(negatives):
         return float("nan")
     from sklearn.metrics import roc_auc_score  # slow import, needed only here
 
-    positive, halves = np.repeat([1, 0], [len(some), len(others)]), 2 * len(some) * len(others)
-    area = roc_auc_score(positive, np.concatenate([some, others]))
-    return round(halves * area) / halves  # it counts pairs: free of the rounding of its sums
+    classes, halves = (
+        np.repeat([1, 0], [len(positives), len(negatives)]),
+        2 * len(positives) * len(negatives),
+    )
+    area = roc_auc_score(classes, np.concatenate([positives, negatives]))
+    return round(halves * area) / halves  # a multiple of half a pair: removes rounding
 
 
-def table(asked: pd.DataFrame, made: pd.DataFrame, real: pd.DataFrame, seen: pd.DataFrame):
+def table(
+    requests: pd.DataFrame, made: pd.DataFrame, real: pd.DataFrame, real_scores: pd.DataFrame
+):
     """Prompted against classified: a row per label, with the area under the ROC curve.
 
-    `asked` (of `wishes`) and `made` (scores) have a row per generated image; `real` (targets) and
-    `seen` (scores) a row per real one. A diagnosis is compared with images that ask for another
-    diagnosis and for no attribute; an attribute with those that ask for the first diagnosis only.
+    `requests` (`label_requests`) and `made` (scores) have a row per generated image; `real`
+    (targets) and `real_scores` a row per real one. A diagnosis is compared with images prompted
+    with another diagnosis and no attribute; an attribute with those of the first diagnosis alone.
     Chance is 0.5; the area on real images is the upper bound.
     """
-    plain = (asked[list(prompts.ATTRIBUTES)] == 0).all(axis=1)
-    first = asked["diagnosis"].iloc[0]
+    plain = (requests[list(prompts.ATTRIBUTES)] == 0).all(axis=1)
+    first = requests["diagnosis"].iloc[0]
     rows = []
     for name in made.columns:
         attribute = name in prompts.ATTRIBUTES
-        yes = asked["asked"] == name
-        no = plain & ((asked["diagnosis"] == first) if attribute else ~yes)
+        yes = requests["asked"] == name
+        no = plain & ((requests["diagnosis"] == first) if attribute else ~yes)
         has, has_not = real[name] == 1, real[name] == 0
         rows.append(
             {
@@ -140,7 +145,7 @@ def table(asked: pd.DataFrame, made: pd.DataFrame, real: pd.DataFrame, seen: pd.
                 "auc_generated": auc(made.loc[yes, name], made.loc[no, name]),
                 "chance": 0.5,
                 "real": int(has.sum()),
-                "auc_real": auc(seen.loc[has, name], seen.loc[has_not, name]),
+                "auc_real": auc(real_scores.loc[has, name], real_scores.loc[has_not, name]),
             }
         )
     return pd.DataFrame(rows)

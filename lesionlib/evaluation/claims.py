@@ -5,9 +5,9 @@ import pandas as pd
 
 from lesionlib.data import dataset, prompts
 from lesionlib.evaluation import statistics
-from lesionlib.evaluation.paper import named
+from lesionlib.evaluation.paper import display_name
 
-CLAIMS = {  # claim: its arm, the arm of comparison; {a}: the smallest amount, {z}: the largest
+CLAIMS = {  # claim: its arm, the reference arm; {a}: the smallest amount, {z}: the largest
     "{a} ControlNet pairs improve the {network}": ("controlnet {a}", "real 0"),
     "{z} ControlNet pairs improve the {network}": ("controlnet {z}", "real 0"),
     "{z} ControlNet pairs help the {network} more than {a}": ("controlnet {z}", "controlnet {a}"),
@@ -108,8 +108,8 @@ def sentence(claim: str, found: dict, p: float, outcome: str) -> str:
     return text + "."
 
 
-def _assessed(rows: list[dict], label: str, assess) -> pd.DataFrame:
-    """A table of comparisons with Holm's p values over all rows, a verdict and a sentence each.
+def _assess(rows: list[dict], label: str, assess) -> pd.DataFrame:
+    """A table of comparisons, each with a p value (Holm over all rows), verdict and sentence.
 
     `label` is the column that names the comparison; `assess(row, p)` gives the verdict.
     """
@@ -143,12 +143,12 @@ def table2_claims(images: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for network, schedule, found, amounts in _groups(images):
-        for text, arm, other in _pairs(found, CLAIMS, [], amounts, network=named(network)):
+        for text, arm, other in _pairs(found, CLAIMS, [], amounts, network=display_name(network)):
             text = f"{text} ({SCHEDULES[schedule]})"
             names = {"claim": text, "schedule": schedule, "network": network}
             result = statistics.compare(found[arm], found[other])
             rows.append(names | {"arm": arm, "against": other} | result)
-    return _assessed(rows, "claim", verdict)
+    return _assess(rows, "claim", verdict)
 
 
 def survival(table: pd.DataFrame) -> list[str]:
@@ -158,7 +158,9 @@ def survival(table: pd.DataFrame) -> list[str]:
         verdicts = dict(zip(rows["schedule"], rows["verdict"], strict=True))
         if set(verdicts) == set(SCHEDULES):
             confirmed = tuple(verdicts[name] == "confirmed" for name in ("epochs", "steps"))
-            lines.append(f"{named(network)}, {arm} against {against}: {SURVIVAL[confirmed]}.")
+            lines.append(
+                f"{display_name(network)}, {arm} against {against}: {SURVIVAL[confirmed]}."
+            )
     return lines
 
 
@@ -174,7 +176,7 @@ def controls(images: pd.DataFrame, methods) -> pd.DataFrame:
             names = {"network": network, "schedule": schedule, "comparison": text}
             result = statistics.compare(found[arm], found[other])
             rows.append(names | {"arm": arm, "against": other} | result)
-    return _assessed(rows, "comparison", direction)
+    return _assess(rows, "comparison", direction)
 
 
 def low_data(images: pd.DataFrame) -> pd.DataFrame:
@@ -184,12 +186,14 @@ def low_data(images: pd.DataFrame) -> pd.DataFrame:
     arms with all shares are listed.
     """
     rows = []
-    for (network, schedule), some in images.groupby(["network", "schedule"], sort=False):
-        if set(some["share"]) <= {0, 100}:
+    for (network, schedule), subset in images.groupby(["network", "schedule"], sort=False):
+        if set(subset["share"]) <= {0, 100}:
             continue
-        few = sorted(set(some["amount"]))[:2]  # no synthetic pairs, and the smallest amount
-        kept = some["amount"].isin(few) & (some["share"] > 0) & (some["method"] != "classical")
-        for share, part in some[kept].groupby("share"):
+        few = sorted(set(subset["amount"]))[:2]  # no synthetic pairs, and the smallest amount
+        kept = (
+            subset["amount"].isin(few) & (subset["share"] > 0) & (subset["method"] != "classical")
+        )
+        for share, part in subset[kept].groupby("share"):
             found = {name.split()[0]: value for name, value in arms(part).items()}
             for name, value in found.items() if "real" in found else ():
                 row = {"network": network, "schedule": schedule, "share": share, "arm": name}
@@ -217,7 +221,7 @@ def table1_claims(quality: pd.DataFrame) -> pd.DataFrame:
             pair = [sign * wide[method].to_numpy() for method in ("controlnet", "pix2pixhd")]
             text = f"ControlNet has {words} than Pix2PixHD"
             rows.append({"claim": text, "measure": measure} | statistics.compare(*pair))
-    return _assessed(rows, "claim", lambda found, p: verdict(found, p, margin=0))
+    return _assess(rows, "claim", lambda found, p: verdict(found, p, margin=0))
 
 
 def groups(study) -> pd.DataFrame:
@@ -240,16 +244,16 @@ def groups(study) -> pd.DataFrame:
     )
 
 
-def subgroups(images: pd.DataFrame, of_image: pd.DataFrame, arm: str, against: str):
+def subgroups(images: pd.DataFrame, group_table: pd.DataFrame, arm: str, against: str):
     """Dice of two arms within each subgroup, and their difference; a row per network and group.
 
-    `images`: rows of one schedule and test set; `of_image`: from `groups`. Groups of one image
+    `images`: rows of one schedule and test set; `group_table`: from `groups`. Groups of one image
     have no interval. This analysis is exploratory: p values are left out.
     """
     rows = []
-    for network, some in images.groupby("network", sort=False):
-        for column in of_image.columns[1:]:
-            for value, part in some.merge(of_image[["id", column]], on="id").groupby(column):
+    for network, subset in images.groupby("network", sort=False):
+        for column in group_table.columns[1:]:
+            for value, part in subset.merge(group_table[["id", column]], on="id").groupby(column):
                 found = arms(part)
                 if not {arm, against} <= set(found):
                     continue

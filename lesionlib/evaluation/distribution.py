@@ -31,9 +31,9 @@ def features(model, images: np.ndarray, batch: int = 64) -> np.ndarray:
     With the classifier of `attributes`, which is trained on the real images of G, these are
     domain features: their distances are not comparable with those of Inception features.
     """
-    place, found = next(model.parameters()).device, []
+    model_device, found = next(model.parameters()).device, []
     for i in range(0, len(images), batch):
-        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(place)
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).to(model_device)
         maps = model.eval().forward_features(inputs(part))
         found.append(model.forward_head(maps, pre_logits=True).float().cpu().numpy())
     return np.concatenate(found)
@@ -76,9 +76,9 @@ def _inception(path):
 @torch.no_grad()
 def inception_features(model, images: np.ndarray, batch: int = 32) -> np.ndarray:
     """Pooled features (n, 2048) of uint8 images (n, S, S, 3), resized to 299 pixels."""
-    place, found = next(model.parameters()).device, []
+    model_device, found = next(model.parameters()).device, []
     for i in range(0, len(images), batch):
-        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float().to(place)
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float().to(model_device)
         part = functional.interpolate(part, size=(299, 299), mode="bilinear", antialias=True)
         mean, std = (part.new_tensor(x)[None, :, None, None] for x in (MEAN, STD))
         found.append(model((part / 255 - mean) / std).float().cpu().numpy())
@@ -136,21 +136,21 @@ def prdc(real, made, k: int = 5) -> dict:
     """Precision, recall, density and coverage of `made` against `real`, with k neighbours."""
     k = min(k, len(real) - 1, len(made) - 1)
     radius = [np.sort(cdist(x, x), axis=1)[:, k] for x in (real, made)]
-    apart = cdist(real, made)
-    inside = apart < radius[0][:, None]
+    distances = cdist(real, made)
+    inside = distances < radius[0][:, None]
     return {
         "precision": float(inside.any(axis=0).mean()),
-        "recall": float((apart < radius[1][None]).any(axis=1).mean()),
+        "recall": float((distances < radius[1][None]).any(axis=1).mean()),
         "density": float(inside.sum(axis=0).mean() / k),
-        "coverage": float((apart.min(axis=1) < radius[0]).mean()),
+        "coverage": float((distances.min(axis=1) < radius[0]).mean()),
     }
 
 
-def nearest(some, others) -> tuple[np.ndarray, np.ndarray]:
-    """Distance (n,) of each feature of `some` to its nearest of `others`, and its index there."""
-    apart = cdist(some, others)
-    index = apart.argmin(axis=1)
-    return apart[np.arange(len(some)), index], index
+def nearest(queries, references) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (n,) of each of the features `queries` to the nearest reference, and its index."""
+    distances = cdist(queries, references)
+    index = distances.argmin(axis=1)
+    return distances[np.arange(len(queries)), index], index
 
 
 def compare(made: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict:
@@ -167,7 +167,7 @@ def compare(made: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict:
 
 
 def memorisation(known: np.ndarray, known_features, images: dict, features: dict):
-    """Whether images are copies: a table with a row per set, and (distance, index) of its nearest.
+    """Whether images are copies: a table with a row per set, and its nearest (distance, index).
 
     `known` (n, S, S, 3) are the training images; `images` and `features` map the names of sets to
     their images and features. Distances of each image to the nearest training image, in features
@@ -175,17 +175,17 @@ def memorisation(known: np.ndarray, known_features, images: dict, features: dict
     that were not trained on; near-copies by `duplicates.copies`.
     """
     known_pixels, closest, rows = pixels(known), {}, []
-    for name, some in images.items():
+    for name, made in images.items():
         closest[name] = nearest(features[name], known_features)
-        copied = copies(known, some)["made"].nunique()
+        copied = copies(known, made)["made"].nunique()
         rows.append(
             {
                 "images": name,
-                "n": len(some),
+                "n": len(made),
                 "near-copies": copied,
-                "share of near-copies": copied / len(some),
+                "share of near-copies": copied / len(made),
                 "median in features": np.median(closest[name][0]),
-                "median in pixels": np.median(nearest(pixels(some), known_pixels)[0]),
+                "median in pixels": np.median(nearest(pixels(made), known_pixels)[0]),
             }
         )
     table = pd.DataFrame(rows)

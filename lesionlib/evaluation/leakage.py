@@ -5,10 +5,10 @@ import numpy as np
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.provenance import digest
 
-SMALLEST = 32  # lesion pixels; smaller masks may be equal by chance
+SMALLEST = 32  # lesion pixels of a mask; smaller ones may be equal by chance
 
 
-def parts(study, mode: str):
+def check_parts(study, mode: str):
     """InputError if an id, an image or a group lies in two parts of the split of a `dataset.Study`.
 
     With the `mode` "paper", whose split ignores groups, groups are not checked.
@@ -37,16 +37,16 @@ def _orientations(mask):
             yield np.ascontiguousarray(flipped).tobytes()
 
 
-def synthetic(name: str, masks, facts: dict, study):
-    """InputError if a synthetic set leaks validation or test data of a `dataset.Study`.
+def check_synthetic(name: str, masks, facts: dict, study):
+    """InputError if a synthetic set contains validation or test data of a `dataset.Study`.
 
     `facts` is the record of its manifest. A set leaks if its generator was trained on an image of
     S (`trained_on`), if it was made for other data or another split (`data`), or if one of its
     `masks` (n, S, S) is a mask of S-val or S-test in any of eight orientations.
     """
     source, table = f"synthetic set {name}", study.table
-    held = set(table["id"][table["split"] != "G"].astype(str))
-    known = sorted(held & {str(i) for i in facts.get("trained_on") or []})
+    s_ids = set(table["id"][table["split"] != "G"].astype(str))
+    known = sorted(s_ids & {str(i) for i in facts.get("trained_on") or []})
     if known:
         problem = f"its generator was trained on {len(known)} images of S, {known[0]} among them"
         raise InputError(source, problem, "train generators on G only")

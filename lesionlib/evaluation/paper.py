@@ -27,17 +27,17 @@ NAMES = {
 }
 
 
-def named(text: str) -> str:
+def display_name(text: str) -> str:
     """The display name of a method or network."""
     return NAMES.get(text, text)
 
 
-def beside_table1(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 of a run with the paper's values in further columns."""
+def join_table1(table: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 of a run, with the paper's values in further columns."""
     return table.merge(TABLE1, on="method", how="left")
 
 
-def beside_table2(table: pd.DataFrame) -> pd.DataFrame:
+def join_table2(table: pd.DataFrame) -> pd.DataFrame:
     """Table 2 of a run with the paper's Dice in a further column, amounts matched by rank.
 
     The paper does not say which network its rows with synthetic images used. They are assigned to

@@ -1,7 +1,7 @@
 """The base of the generator: any Stable Diffusion, or a small one trained from scratch on G.
 
 Both are a directory in the layout of `diffusers` (tokenizer, text encoder, autoencoder, UNet,
-scheduler) and are loaded by the same lines. The small base follows Rombach et al. 2022 with an
+scheduler) and are loaded by the same code. The small base follows Rombach et al. 2022 with an
 autoencoder in closed form (`PatchAutoencoder`), because on two CPU cores an equally good one
 cannot be trained within minutes.
 """
@@ -30,9 +30,9 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write
 from lesionlib.engine.provenance import digest, file_digest, record, recorded
 from lesionlib.engine.settings import Base, ControlNet, Training
-from lesionlib.engine.training import Schedule, batch_at, fit, generator_at, share
+from lesionlib.engine.training import Schedule, batch_at, fit, generator_at, process_rows
 
-# diffusers warns of any autoencoder that is not one of its own classes, at every loading.
+# diffusers warns whenever it loads an autoencoder that is not one of its own classes.
 logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(
     lambda record: "PatchAutoencoder" not in record.getMessage()
 )
@@ -57,7 +57,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         block_out_channels: tuple = (0, 0, 0),
         reach: int = 0,
     ):
-        # diffusers' pipelines read the reduction 2 ** (len(block_out_channels) - 1) from there
+        # diffusers' pipelines take 2 ** (len(block_out_channels) - 1) as pixels per latent pixel
         super().__init__()
         size = (latent_channels, 3, patch, patch)
         self.analysis = nn.Parameter(torch.zeros(size), requires_grad=False)
@@ -79,7 +79,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         """From images (N, 3, H, W): components divided by std ** whitening, unit mean variance.
 
         The decoder with a `reach` is the least-squares one for latents with Gaussian noise of
-        standard deviation `noise`, which stands for the errors of sampled ones.
+        standard deviation `noise`, which models the errors of sampled latents.
         """
         stages = int(np.log2(patch)) + 1
         vae = cls(latent_channels, patch, block_out_channels=(0,) * stages, reach=reach)
@@ -119,7 +119,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
 
 def corrupt_parts(folder) -> list[Path]:
-    """Files of a base that `save` wrote which are missing, truncated or modified."""
+    """Files of a saved base that are missing, truncated or modified."""
     files = recorded(folder / "model_index.json").get("files", {})
     return [
         folder / name
@@ -131,17 +131,17 @@ def corrupt_parts(folder) -> list[Path]:
 def load(name_or_path: str) -> StableDiffusionPipeline:
     """A base from a diffusers directory or a hub id; InputError if it cannot be loaded.
 
-    Of a base that `save` wrote, corrupt files are named.
+    For a base that `save` wrote, the error names a corrupt file.
     """
     local = Path(name_or_path) if Path(name_or_path).is_absolute() else ROOT / name_or_path
     for path in corrupt_parts(local):
         raise InputError(
             path, "it is corrupt (truncated or modified)", f"delete {local} and start again"
         )
-    # Bases that were saved by lesionlib 0.1 name their autoencoder's module at that time.
+    # Bases saved by lesionlib 0.1 refer to their autoencoder by its former module path.
     sys.modules.setdefault("lesionlib.base", sys.modules[__name__])
     try:
-        # No safety checker: it takes skin for nudity and blackens the picture.
+        # No safety checker: it mistakes skin for nudity and blackens the image.
         pipe = StableDiffusionPipeline.from_pretrained(
             str(local) if local.exists() else name_or_path,
             safety_checker=None,
@@ -240,20 +240,20 @@ def token_ids(pipe, prompts) -> torch.Tensor:
     ).input_ids
 
 
-def noised(scheduler, latents, draw: torch.Generator, batch: int, own: slice):
-    """Noisy latents, their timesteps and the training target of the scheduler's own kind.
+def noised(scheduler, latents, draw: torch.Generator, batch: int, part: slice):
+    """Noisy latents, the training target (see `diffused`) and timesteps.
 
-    `latents` are the rows `own` of a batch of `batch`; random numbers are drawn for all of it, so
-    that the number of processes that share a batch changes nothing.
+    `latents` are the rows `part` of a batch of `batch`. Random numbers are drawn for the whole
+    batch, so that the number of processes that share it changes nothing.
     """
-    noise = torch.randn((batch, *latents.shape[1:]), generator=draw)[own].to(latents)
+    noise = torch.randn((batch, *latents.shape[1:]), generator=draw)[part].to(latents)
     steps = scheduler.config.num_train_timesteps
-    t = torch.randint(0, steps, (batch,), generator=draw)[own].to(latents.device)
+    t = torch.randint(0, steps, (batch,), generator=draw)[part].to(latents.device)
     return *diffused(scheduler, latents, noise, t), t
 
 
 def diffused(scheduler, latents, noise, t):
-    """Noisy latents at timesteps t, and what the scheduler's prediction type asks for there."""
+    """Noisy latents at timesteps t, and the target of the scheduler's prediction type."""
     noisy = scheduler.add_noise(latents, noise, t)
     if scheduler.config.prediction_type == "v_prediction":
         return noisy, scheduler.get_velocity(latents, noise, t)
@@ -261,7 +261,7 @@ def diffused(scheduler, latents, noise, t):
 
 
 def denoising_loss(scheduler, predicted, target, t, min_snr: float = 0.0) -> torch.Tensor:
-    """Mean squared error, with `min_snr` > 0 weighted as Min-SNR (Hang et al. 2023, gamma 5)."""
+    """Mean squared error; with `min_snr` > 0 Min-SNR weighting (Hang et al. 2023: 5)."""
     if not min_snr:
         return F.mse_loss(predicted.float(), target.float())
     snr = compute_snr(scheduler, t)
@@ -344,7 +344,7 @@ def _scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True)
 class Monitor:
-    """How often the loss of a training is logged, and how the model is validated meanwhile.
+    """How often a training is logged and validated.
 
     `validate(step)` is called every `validate_every` steps (see `training.fit`).
     """
@@ -396,24 +396,26 @@ def train(
 
     `latents` are those of `latents.encode_images`, in four flips. A share
     `settings.prompt_dropout` of the prompts is emptied, so that the model learns the empty prompt.
-    `folder` keeps checkpoint and log, `record` says what they are valid for (see `training.fit`).
+    `folder` keeps checkpoint and log, which are valid for one `record` (see `training.fit`).
     """
     ids, empty = token_ids(pipe, prompts), token_ids(pipe, [""])[0]
     pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     model = Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
     batch, seed = settings.batch, training.generator_seed
-    own = share(batch)
+    part = process_rows(batch)
 
     def loss_at(model, step):
         draw, device = generator_at(seed, step), pipe.unet.device
         rows = batch_at(step, batch, latents.shape[1], seed)
-        flip = torch.randint(0, 4, (batch,), generator=draw)[own]
+        flip = torch.randint(0, 4, (batch,), generator=draw)[part]
         text = ids[rows].clone()
         text[torch.rand(batch, generator=draw) < settings.prompt_dropout] = empty
-        z = latents[flip.numpy(), rows[own].numpy()]  # NumPy takes a tensor of one for a number
+        z = latents[
+            flip.numpy(), rows[part].numpy()
+        ]  # NumPy treats a one-element tensor as a number
         z = torch.from_numpy(z).to(device)
-        noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
-        predicted = model(noisy, t, text[own].to(device))
+        noisy, target, t = noised(pipe.scheduler, z, draw, batch, part)
+        predicted = model(noisy, t, text[part].to(device))
         return denoising_loss(pipe.scheduler, predicted, target, t, training.min_snr)
 
     monitor = monitor or Monitor()
@@ -444,7 +446,7 @@ def pipeline_digest(pipe) -> str:
 def save(pipe, folder, **facts):
     """Write a base as a diffusers directory, its index last, with its record."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model_index.json").unlink(missing_ok=True)  # absent until all parts are there
+    (folder / "model_index.json").unlink(missing_ok=True)  # absent until all parts are written
     for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
         getattr(pipe, name).save_pretrained(folder / name)
     with atomic_write(folder / "model_index.json") as temporary:

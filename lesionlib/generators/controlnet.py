@@ -19,7 +19,14 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import read_json, write_json
 from lesionlib.engine.provenance import digest, record, unchanged
 from lesionlib.engine.settings import ControlNet, Sampling, Training
-from lesionlib.engine.training import batch_at, device, fit, generator_at, memory, share
+from lesionlib.engine.training import (
+    batch_at,
+    device,
+    fit,
+    generator_at,
+    memory_errors,
+    process_rows,
+)
 from lesionlib.generators.base import (
     Monitor,
     decode_latents,
@@ -34,14 +41,14 @@ from lesionlib.generators.latents import encode_prompts
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name for a model's file
 
 
-def hints_of(masks: np.ndarray) -> torch.Tensor:
+def control_images(masks: np.ndarray) -> torch.Tensor:
     """Control images (B, 3, H, W), float in [0, 1], of masks (B, H, W): the visual prompts."""
     hints = torch.from_numpy(np.ascontiguousarray(masks)).float()
     return hints[:, None].expand(-1, 3, -1, -1)
 
 
 class ControlledUNet(nn.Module):
-    """A base's UNet, controlled by a ControlNet (None: the base alone).
+    """The UNet of a base, controlled by a ControlNet (None: the base alone).
 
     `middle_only`: control enters the middle block only, not the skip connections.
     """
@@ -50,17 +57,17 @@ class ControlledUNet(nn.Module):
         super().__init__()
         self.unet, self.controlnet, self.middle_only = unet, controlnet, middle_only
 
-    def forward(self, noisy, t, words, hints=None):
+    def forward(self, noisy, t, embeddings, hints=None):
         """Prediction (B, C, h, w) for noisy latents, timesteps, embeddings and control images."""
         if self.controlnet is None:
-            return self.unet(noisy, t, words).sample
-        down, middle = self.controlnet(noisy, t, words, hints, return_dict=False)
+            return self.unet(noisy, t, embeddings).sample
+        down, middle = self.controlnet(noisy, t, embeddings, hints, return_dict=False)
         if self.middle_only:
             down = [torch.zeros_like(x) for x in down]
         return self.unet(
             noisy,
             t,
-            words,
+            embeddings,
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
         ).sample
@@ -97,14 +104,14 @@ class Examples:
 
 
 def new(pipe, seed: int = 0, *, locked: bool = True, middle_only: bool = False) -> ControlledUNet:
-    """The base of `pipe` with a new ControlNet: at first it changes nothing.
+    """The base of `pipe` with a new ControlNet, which at first changes nothing.
 
     The ControlNet is a trainable copy of the base's encoder and middle, joined by zero
     convolutions. `locked`: the base stays as it is (`sd_locked` of lllyasviel/ControlNet);
     otherwise a copy of its decoder is trained too.
     """
-    torch.manual_seed(seed)  # the layers that embed the hints are drawn at random: repeatably
-    scale = pipe.vae_scale_factor  # image pixels per latent pixel; hints are reduced as much
+    torch.manual_seed(seed)  # the layers that embed the hints are initialised at random
+    scale = pipe.vae_scale_factor  # image pixels per latent pixel, by which hints are reduced too
     widths = (16, 32, 96, 256)[: int(math.log2(scale)) + 1]
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=widths)
     unet = pipe.unet.requires_grad_(False)
@@ -127,33 +134,33 @@ def train(
     record: dict,
     monitor: Monitor | None = None,
 ) -> ControlledUNet:
-    """Train the ControlNet, and what else of `controlled` requires gradients, on examples.
+    """Train all parameters of `controlled` that require gradients on examples.
 
-    `folder` keeps the embeddings of the prompts, checkpoint and logs; `record` says what they are
-    valid for (see `training.fit`). A share `settings.prompt_dropout` of the prompts is emptied:
+    `folder` keeps the embeddings of the prompts, checkpoint and logs, which are valid for one
+    `record` (see `training.fit`). A share `settings.prompt_dropout` of the prompts is emptied:
     Table 1 needs images without a prompt.
     """
     pipe.to(device())
-    words, text_rows = encode_prompts(pipe, [*examples.prompts, ""], folder)
-    words = torch.from_numpy(np.array(words)).to(pipe.device)
+    embeddings, text_rows = encode_prompts(pipe, [*examples.prompts, ""], folder)
+    embeddings = torch.from_numpy(np.array(embeddings)).to(pipe.device)
     batch, seed, masks = settings.batch, training.generator_seed, examples.masks
-    own = share(batch)
+    part = process_rows(batch)
     if training.gradient_checkpointing:
         controlled.unet.enable_gradient_checkpointing()
         controlled.controlnet.enable_gradient_checkpointing()
 
     def loss_at(model, step):
-        draw, place = generator_at(seed, step), words.device
+        draw, device = generator_at(seed, step), embeddings.device
         rows = batch_at(step, batch, len(masks), seed)
-        flip = torch.randint(0, 4, (batch,), generator=draw)[own]
+        flip = torch.randint(0, 4, (batch,), generator=draw)[part]
         text = text_rows[rows].clone()
         text[torch.rand(batch, generator=draw) < settings.prompt_dropout] = text_rows[-1]
-        rows = rows[own]
-        z = torch.from_numpy(examples.latents[flip.numpy(), rows.numpy()]).to(place)
-        noisy, target, t = noised(pipe.scheduler, z, draw, batch, own)
+        rows = rows[part]
+        z = torch.from_numpy(examples.latents[flip.numpy(), rows.numpy()]).to(device)
+        noisy, target, t = noised(pipe.scheduler, z, draw, batch, part)
         pairs = zip(flip.tolist(), rows.tolist(), strict=True)
-        hints = hints_of(np.concatenate([flipped(masks[r : r + 1], f) for f, r in pairs]))
-        predicted = model(noisy, t, words[text[own]], hints.to(place))
+        hints = control_images(np.concatenate([flipped(masks[r : r + 1], f) for f, r in pairs]))
+        predicted = model(noisy, t, embeddings[text[part]], hints.to(device))
         return denoising_loss(pipe.scheduler, predicted, target, t, training.min_snr)
 
     extra = dict(decay=settings.decay, accumulate=settings.accumulate)
@@ -170,12 +177,12 @@ def train(
 def ddim(denoise, scheduler, z: torch.Tensor, draws, *, steps: int, eta: float = 0.0):
     """Samples (B, ...) of noise z (B, ...): Song et al. 2021, equation 12, by `diffusers`.
 
-    `denoise(z, t)` gives the scheduler's kind of prediction; `draws`: a torch.Generator for each
-    sample, used if `eta` > 0 (0: deterministic; 1: as much noise as DDPM).
+    `denoise(z, t)` returns a prediction of the scheduler's type; `draws`: a torch.Generator for
+    each sample, used if `eta` > 0 (0: deterministic; 1: as much noise as DDPM).
     """
     scheduler = DDIMScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(steps)
-    # At 1 and zero terminal SNR the first step takes the root of 0, which rounding makes negative.
+    # With 1 and zero terminal SNR the first step has the root of 0, negative by rounding.
     eta = min(eta, 1 - 1e-4)
     for t in scheduler.timesteps:
         extra = None
@@ -188,14 +195,14 @@ def ddim(denoise, scheduler, z: torch.Tensor, draws, *, steps: int, eta: float =
 def guide(controlled: ControlledUNet, text, embedded, guided, empty, guidance: float):
     """A function of (z, t): predictions with embeddings `text`, classifier-free for rows `guided`.
 
-    `embedded`: of `ControlledUNet.embedded`; `empty`: the empty prompt's embeddings for these rows.
+    `embedded`: from `ControlledUNet.embedded`; `empty`: the empty prompt's embeddings.
     """
 
     def denoise(z, t):
         predicted = controlled(z, t, text, embedded).float()
         if len(guided):
-            some = None if embedded is None else embedded[guided]
-            without = controlled(z[guided], t, empty, some).float()
+            hints = None if embedded is None else embedded[guided]
+            without = controlled(z[guided], t, empty, hints).float()
             predicted[guided] = without + guidance * (predicted[guided] - without)
         return predicted
 
@@ -216,28 +223,33 @@ def sample(
     """Yield one uint8 image (S, S, 3) for each mask (N, S, S) and prompt, by DDIM.
 
     The image with number indices[i] (default: i) starts from noise that depends on
-    `settings.sample_seed` and that number alone, whatever batch size, order, or number of
-    processes: it is the same up to the rounding of sums. `settings.guidance` is the
-    classifier-free scale; images with the empty prompt need no second pass, and at scale 1 none
-    does. `controlled=None` samples the base alone.
+    `settings.sample_seed` and that number alone: batch size, order and number of processes change
+    it by no more than the rounding of sums. `settings.guidance` is the classifier-free scale;
+    images with the empty prompt need no second pass, and at scale 1 no image does.
+    `controlled=None` samples the base alone.
     """
     device, batch, seed = pipe.unet.device, settings.sample_batch, settings.sample_seed
     controlled = controlled or ControlledUNet(pipe.unet.to(memory_format=torch.channels_last))
     indices = range(len(masks)) if indices is None else indices
     size = masks.shape[1] // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, size, size)
-    words, rows = encode_prompts(pipe, [*prompts, ""])
-    none = rows[-1]
+    embeddings, rows = encode_prompts(pipe, [*prompts, ""])
+    empty_row = rows[-1]
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for i in range(0, len(masks), batch):
-        hints = hints_of(masks[i : i + batch]).to(device)
-        own = rows[i : i + len(hints)]
-        guided = torch.nonzero((own != none) & (settings.guidance != 1)).flatten().to(device)
+        hints = control_images(masks[i : i + batch]).to(device)
+        text_rows = rows[i : i + len(hints)]
+        guided = (
+            torch.nonzero((text_rows != empty_row) & (settings.guidance != 1)).flatten().to(device)
+        )
         draws = [generator_at(seed, int(n)) for n in indices[i : i + batch]]
         noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(device)
-        text, empty = words[own], words[none].expand(len(guided), -1, -1)
+        text, empty = embeddings[text_rows], embeddings[empty_row].expand(len(guided), -1, -1)
         steps = dict(steps=settings.ddim_steps, eta=settings.ddim_eta)
-        with memory("sample_batch"), torch.autocast(device.type, dtype, enabled=precision != "no"):
+        with (
+            memory_errors("sample_batch"),
+            torch.autocast(device.type, dtype, enabled=precision != "no"),
+        ):
             with controlled.embedded(hints) as embedded:
                 denoise = guide(controlled, text, embedded, guided, empty, settings.guidance)
                 z = ddim(denoise, pipe.scheduler, noise, draws, **steps)
@@ -259,7 +271,7 @@ def save(controlled: ControlledUNet, folder, **facts):
 
 
 def load(pipe, folder) -> ControlledUNet:
-    """What `save` wrote, on the base of `pipe`; InputError if there is none."""
+    """The ControlNet that `save` wrote, on the base of `pipe`; InputError if there is none."""
     if not (folder / "config.json").exists():
         raise InputError(folder, "no ControlNet is saved here", "run notebooks/03_controlnet.ipynb")
     unchanged(folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""Synthetic pairs of other people's generators.
+"""Synthetic pairs of external generators.
 
 `python -m lesionlib.generators.external_generators RUN NAME SOURCE FIT` imports a set of them.
 """
@@ -39,9 +39,9 @@ def _images_by_id(folder, ids, size, fit):
 
 
 def _trained_on(source, study, table, images) -> list | None:
-    """Ids of the generator's training images; None if they are not listed.
+    """Ids of the generator's training images, or None if they are not listed.
 
-    Then InputError if one of its `images`, whose files are in `table`, is a copy of one of S.
+    If they are not, InputError if one of its `images` (files in `table`) is a copy of one of S.
     """
     listed = resolve(source) / TRAINED_ON
     if listed.exists():
@@ -58,13 +58,13 @@ def _trained_on(source, study, table, images) -> list | None:
 
 
 def read(run, name: str, source, *, fit: str):
-    """Import synthetic pairs of another generator as synthetic/NAME and, if any, generated/NAME.
+    """Import the pairs of an external generator as synthetic/NAME and, if any, generated/NAME.
 
     `source` holds images/ and masks/ with one pair per stem; generated/ID.png, optional, are images
     for the masks of S-test; trained_on.csv, optional, lists the ids (column id) of the generator's
     training images. Without it, a synthetic image that shows a picture of S is an InputError, as a
-    listed image of S is for the notebooks (`leakage`). All of it is read at every call; what the
-    source no longer has is removed.
+    listed image of S is for the notebooks (`leakage`). Everything is read again at every
+    call; pairs that the source no longer contains are removed.
     """
     study, folder, segmenter = dataset.load(run), resolve(run), reference.load(run)
     size, test = study.images.shape[1], study.part("S-test")
@@ -75,8 +75,8 @@ def read(run, name: str, source, *, fit: str):
 
     def write(target, images, masks):
         inputs = {"images": digest(images)}
-        words, settings = [""] * len(masks), {"from": str(source)}
-        request = sets.Request(target, masks, words, (), model, "", settings, inputs)
+        prompts, settings = [""] * len(masks), {"from": str(source)}
+        request = sets.Request(target, masks, prompts, (), model, "", settings, inputs)
         sets.fill(request, lambda numbers: iter(images[numbers]), segmenter, **facts)
 
     write(folder / "synthetic" / name, images, masks)
@@ -89,5 +89,5 @@ def read(run, name: str, source, *, fit: str):
 
 
 if __name__ == "__main__":
-    *arguments, framing = sys.argv[1:]
-    read(*arguments, fit=framing)
+    *arguments, fit_name = sys.argv[1:]
+    read(*arguments, fit=fit_name)

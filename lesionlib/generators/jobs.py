@@ -1,8 +1,8 @@
-"""The work of notebooks 03 and 04 on a run: what is outdated is trained or generated again.
+"""The jobs of notebooks 03 and 04: train and generate whatever is not current.
 
-`python -m lesionlib.generators.jobs JOB.json`, also under `accelerate launch`, does a training or
-sampling in processes of its own; `launch` writes the job and starts it. `run` is a run's folder,
-`settings` anything with the groups of `engine.settings` as attributes, `facts` additions to the
+`python -m lesionlib.generators.jobs JOB.json`, also under `accelerate launch`, runs a training or
+sampling in separate processes; `launch` writes the job and starts it. `run` is a run's folder,
+`settings` any object with the groups of `engine.settings` as attributes, `facts` additions to the
 records.
 """
 
@@ -20,7 +20,7 @@ from lesionlib.data import dataset
 from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log, read_json, resolve, write_json, write_npy
-from lesionlib.engine.provenance import file_digest, recorded
+from lesionlib.engine.provenance import digest, file_digest, recorded
 from lesionlib.engine.settings import Sampling, Settings
 from lesionlib.engine.training import device
 from lesionlib.generators import base, controlnet, pix2pixhd, sets, validation
@@ -38,18 +38,15 @@ def load_base(run, settings):
 
 
 def prepare_base(run, settings, **facts):
-    """The base's pipeline. If none is named, a small one is trained on G unless it is current."""
+    """The base's pipeline; if none is named, a small one, trained on G unless it is current."""
     folder, study = resolve(run), dataset.load(run)
-    target, work, part = (
-        folder / "models" / "base",
-        folder / "checkpoints" / "base",
-        study.part("G"),
-    )
+    target, work = (folder / name / "base" for name in ("models", "checkpoints"))
+    part = study.part("G")
+    prompts, seed = part.table["prompt"], settings.training.generator_seed
     groups = {name: getattr(settings, name).determining() for name in ("base", "training")}
-    code, inputs = (base.new, base.train, encode_images), {"data": study.fingerprint}
+    code, inputs = (base.new, base.train, encode_images), {"G": digest(part.images, list(prompts))}
     index = Artefact(target / "model_index.json", code, groups, inputs)
     if not settings.base.model and (not index.is_current() or base.corrupt_parts(target)):
-        prompts, seed = part.table["prompt"], settings.training.generator_seed
         pipe = base.new(part.images, prompts, work, settings.base, seed)
         z = encode_images(pipe, part.images, folder / "checkpoints" / "latents")
         base.train(pipe, z, prompts, work, settings.base, settings.training, index.key)
@@ -58,9 +55,9 @@ def prepare_base(run, settings, **facts):
 
 
 class ControlNetTraining:
-    """The training of a run's ControlNet, and the validations that watch it.
+    """The training of a run's ControlNet, and its validations.
 
-    Either has its own key: an edit of the sampling or of the reference segmenter outdates the
+    Each has its own key: a change of the sampling or of the reference segmenter outdates the
     validations, not the weights. Then only the final weights are validated again.
     """
 
@@ -71,35 +68,52 @@ class ControlNetTraining:
         )
         self.pipe = pipe or load_base(run, settings)
         groups = {n: getattr(settings, n).determining() for n in ("controlnet", "training")}
-        inputs = {"data": self.study.fingerprint, "base": base.pipeline_digest(self.pipe)}
+        part = self.study.part("G")
+        inputs = {"G": digest(part.images, part.masks, part.table["prompt"].tolist())}
+        inputs["base"] = base.pipeline_digest(self.pipe)
         code = (controlnet.new, controlnet.train, encode_images)
         self.weights = Artefact(self.target / controlnet.WEIGHTS, code, groups, inputs)
         code = (validation.validator, base.PatchAutoencoder, reference.ReferenceSegmenter)
         groups = {"validation": dict(settings.validation), "sampling": dict(self._sampling())}
         segmenter = self.run / "models" / "reference_segmenter" / "model.safetensors"
+        part = self.study.part("S-val")
         inputs = {"weights": self.weights.digest, "segmenter": file_digest(segmenter)}
+        inputs["S-val"] = digest(part.images, part.masks)
         self.log = Artefact(self.folder / "validations.csv", code, groups, inputs)
 
     def _sampling(self) -> Sampling:
-        own = self.settings
-        return Sampling(ddim_steps=own.sampling.ddim_steps, sample_seed=own.training.generator_seed)
+        settings = self.settings
+        return Sampling(
+            ddim_steps=settings.sampling.ddim_steps, sample_seed=settings.training.generator_seed
+        )
 
     def _validator(self, controlled):
-        part, own = self.study.part("S-val"), self.settings
-        options = own.validation.validation_samples, self._sampling(), own.training.precision
+        part, settings = self.study.part("S-val"), self.settings
+        options = (
+            settings.validation.validation_samples,
+            self._sampling(),
+            settings.training.precision,
+        )
         data = validation.HeldOut(part.images, part.masks, *options)
         segmenter, folder = reference.load(self.run), self.folder / "validations"
         return validation.validator(self.pipe, controlled, data, segmenter, folder)
 
     def fit(self) -> controlnet.ControlledUNet:
-        """Train, or continue from the checkpoint; returns at once if that is complete."""
-        part, own, seed = self.study.part("G"), self.settings, self.settings.training.generator_seed
-        options = {"locked": own.controlnet.locked, "middle_only": own.controlnet.middle_only}
+        """Train, or continue from the checkpoint; returns at once if training is complete."""
+        part, settings, seed = (
+            self.study.part("G"),
+            self.settings,
+            self.settings.training.generator_seed,
+        )
+        options = {
+            "locked": settings.controlnet.locked,
+            "middle_only": settings.controlnet.middle_only,
+        }
         controlled = controlnet.new(self.pipe, seed, **options).to(device())
-        monitor = base.Monitor(self._validator(controlled), own.validation.validate_every)
+        monitor = base.Monitor(self._validator(controlled), settings.validation.validate_every)
         z = encode_images(self.pipe, part.images, self.folder.parent / "latents")
         examples = controlnet.Examples(z, part.masks, part.table["prompt"].tolist())
-        groups = own.controlnet, own.training
+        groups = settings.controlnet, settings.training
         key, folder = self.weights.key, self.folder
         return controlnet.train(
             self.pipe, controlled, examples, folder, *groups, key, monitor=monitor
@@ -133,14 +147,14 @@ class ControlNetTraining:
         return bool(whole and (self.target / "config.json").exists() and self.weights.is_current())
 
     def _drop_outdated_validations(self, current: bool):
-        """Keep those of this key: all of them, or of a training that is not complete."""
-        begun = self.folder / "validations_key.json"
-        unfinished = not current and read_json(begun) == self.log.key
+        """Delete the validations unless they, or an unfinished training, have the current key."""
+        key_file = self.folder / "validations_key.json"
+        unfinished = not current and read_json(key_file) == self.log.key
         if not (self.log.is_current() or unfinished):
             self.log.path.unlink(missing_ok=True)
             for path in (self.folder / "validations").glob("*.npy"):
                 path.unlink()
-            write_json(begun, self.log.key)
+            write_json(key_file, self.log.key)
 
 
 class Painter:
@@ -157,9 +171,9 @@ class Painter:
         return reference.load(self.run)
 
     def request(self, name, masks, prompts, control: bool = True) -> sets.Request:
-        """The set in the folder `name` of the run; without `control` by the base alone."""
-        own, precision = self.settings.sampling, self.settings.training.precision
-        values = dict(steps=own.ddim_steps, eta=own.ddim_eta, guidance=own.guidance)
+        """The request for the set in the folder `name`; without `control` of the base alone."""
+        sampling, precision = self.settings.sampling, self.settings.training.precision
+        values = dict(steps=sampling.ddim_steps, eta=sampling.ddim_eta, guidance=sampling.guidance)
         code = (controlnet.sample, base.PatchAutoencoder)
         model = self._model(control) or controlnet.ControlledUNet(self.pipe.unet)
         return sets.Request(
@@ -168,7 +182,7 @@ class Painter:
             prompts=list(prompts),
             code=code,
             model=model.digest(),
-            seed=own.sample_seed,
+            seed=sampling.sample_seed,
             settings=values | {"precision": precision},
             inputs={"base": self.base},
         )
@@ -178,18 +192,20 @@ class Painter:
 
     def sample(self, masks, prompts, indices=None, control: bool = True, **changes):
         """Yield images of masks (n, S, S), see `controlnet.sample`; `changes` of its settings."""
-        own = self.settings.sampling.model_copy(update=changes)
+        sampling = self.settings.sampling.model_copy(update=changes)
         options = dict(indices=indices, precision=self.settings.training.precision)
-        return controlnet.sample(self.pipe, self._model(control), masks, prompts, own, **options)
+        return controlnet.sample(
+            self.pipe, self._model(control), masks, prompts, sampling, **options
+        )
 
     def paint(self, request: sets.Request, control: bool = True):
-        """A function of image numbers that samples these images of a set."""
+        """A function of image numbers that yields these images of a set."""
         return lambda numbers: self.sample(
             request.masks[numbers], [request.prompts[i] for i in numbers], numbers, control
         )
 
     def fill(self, name, masks, prompts, control: bool = True):
-        """Generate a set into the folder `name` of the run, unless it is there (`sets.fill`)."""
+        """Generate a set in the folder `name` of the run, unless it is current (`sets.fill`)."""
         request = self.request(name, masks, prompts, control)
         command = self.settings.training.launch
         if command and not request.artefact.is_current():
@@ -201,7 +217,7 @@ class Painter:
         sets.fill(request, self.paint(request, control), self.segmenter, **self.facts)
 
     def fill_controls(self, study):
-        """Generate the sets that the controls of notebook 06 need, each with one thing changed."""
+        """Generate the sets for the controls of notebook 06, each with one thing changed."""
         design = self.settings.design
         for name in control_sets(design.arms, design.mask_mode):
             masks, prompts = conditions.vary(self.run, study, self.settings, name)
@@ -210,16 +226,16 @@ class Painter:
 
 def prepare_pix2pixhd(run, settings, **facts):
     """The run's Pix2PixHD generator, trained on G unless it is current."""
-    folder, study, own = resolve(run), dataset.load(run), settings.pix2pixhd
+    folder, study, options = resolve(run), dataset.load(run), settings.pix2pixhd
     part, target = study.part("G"), folder / "models" / "pix2pixhd"
-    vgg = pix2pixhd.vgg_loss_or_none(own.vgg)
+    vgg = pix2pixhd.vgg_loss_or_none(options.vgg)
     names = ("generator_seed", "precision")
-    values = own.determining() | {name: getattr(settings.training, name) for name in names}
-    del values["vgg"]  # it says where to look for the weights, whose digest is among the inputs
-    inputs = {"data": study.fingerprint, "vgg": base.weights_digest(vgg) if vgg else ""}
+    values = options.determining() | {name: getattr(settings.training, name) for name in names}
+    del values["vgg"]  # where the weights are; their digest is among the inputs
+    inputs = {"G": digest(part.images, part.masks), "vgg": base.weights_digest(vgg) if vgg else ""}
     weights = Artefact(target / "model.safetensors", (pix2pixhd.train,), values, inputs)
     if not weights.is_current():
-        work, groups = folder / "checkpoints" / "pix2pixhd", (own, settings.training)
+        work, groups = folder / "checkpoints" / "pix2pixhd", (options, settings.training)
         arrays = part.images, part.masks
         generator = pix2pixhd.train(*arrays, work, *groups, weights.key, vgg=vgg)
         pix2pixhd.save(generator, target)
@@ -228,9 +244,11 @@ def prepare_pix2pixhd(run, settings, **facts):
 
 
 def fill_pix2pixhd(run, settings, generator, name, masks, prompts, **facts):
-    """Generate a set by Pix2PixHD into the folder `name` of a run, unless it is there."""
-    own = settings.pix2pixhd
-    sizes = dict(base_channels=own.channels, n_downsample=own.downsample, n_blocks=own.blocks)
+    """Generate a set by Pix2PixHD in the folder `name` of a run, unless it is current."""
+    options = settings.pix2pixhd
+    sizes = dict(
+        base_channels=options.channels, n_downsample=options.downsample, n_blocks=options.blocks
+    )
     request = sets.Request(
         folder=resolve(run) / name,
         masks=masks,
@@ -238,7 +256,7 @@ def fill_pix2pixhd(run, settings, generator, name, masks, prompts, **facts):
         code=(pix2pixhd.generate, pix2pixhd.GlobalGenerator, pix2pixhd.LocalEnhancer),
         model=base.weights_digest(generator),
         seed=settings.training.generator_seed,
-        settings=sizes | {"disc_channels": own.disc_channels, "n_enhancers": own.enhancers},
+        settings=sizes | {"disc_channels": options.disc_channels, "n_enhancers": options.enhancers},
         inputs={},
     )
 
@@ -249,10 +267,10 @@ def fill_pix2pixhd(run, settings, generator, name, masks, prompts, **facts):
 
 
 def launch(command: str, run, settings, what: str, **job):
-    """Do a job in processes that `command`, such as "accelerate launch", starts; InputError.
+    """Run a job in processes that `command`, such as "accelerate launch", starts.
 
-    `what`: train or sample (`sample_job`, with the arguments `job`). What the processes leave
-    behind is what this one would have left: the caller continues with it.
+    `what`: train, or sample (`sample_job`, with the arguments `job`). The processes write the same
+    files as this one would, with which the caller continues. InputError if the command fails.
     """
     path = resolve(run) / "checkpoints" / "controlnet" / "job.json"
     groups = {name: getattr(settings, name).model_dump(mode="json") for name in LAUNCHED}
@@ -264,7 +282,7 @@ def launch(command: str, run, settings, what: str, **job):
         raise InputError(
             f"launch: {command}",
             f"the command failed ({error})",
-            "read the messages above; with an empty `launch` the notebook's own process works",
+            "read the messages above; with an empty `launch` the notebook's kernel does the work",
         ) from error
 
 
@@ -274,10 +292,10 @@ def train_job(run, settings):
 
 
 def sample_job(run, settings, name, masks, prompts, control: bool):
-    """Generate this process's share of a set: a batch of every so many is its own.
+    """Generate the batches of a set that are this process's share.
 
-    `name`: the set's folder in the run; `masks`: path of the array (.npy); without `control` by
-    the base alone.
+    `name`: the set's folder in the run; `masks`: path of the array (.npy); without `control` the
+    base alone paints them.
     """
     from accelerate import PartialState  # slow import, needed only with several processes
 

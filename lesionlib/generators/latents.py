@@ -1,6 +1,6 @@
 """Outputs of the frozen parts of a base: computed once, kept on disk, memory-mapped.
 
-Latents of all images in their four flips, and embeddings of all distinct prompts. A training
+Latents of all images in their four flips, and embeddings of all distinct prompts. Training
 reads rows of them; neither autoencoder nor text encoder runs again.
 """
 
@@ -14,11 +14,10 @@ from lesionlib.engine.provenance import digest, record, recorded
 from lesionlib.generators.base import PatchAutoencoder, encode, flipped, token_ids, weights_digest
 
 
-def _kept(path, shape, parts):
-    """The float32 array of `shape` at `path`, memory-mapped; made of `parts` if it is not there.
+def _load_or_build(path, shape, parts):
+    """The float32 array of `shape` at `path`, memory-mapped; built first if missing or corrupt.
 
-    `parts` yields (index, values) that fill it; only the main process makes it. A corrupt file is
-    rebuilt.
+    `parts` yields the (index, values) that fill it; only the main process builds it.
     """
     from accelerate import PartialState
 
@@ -38,9 +37,8 @@ def _kept(path, shape, parts):
 def encode_images(pipe, images: np.ndarray, folder, batch: int = 32) -> np.ndarray:
     """Scaled latents (4, N, C, h, w) of images (N, S, S, 3) and their flips (`base.flipped`).
 
-    The name of the file in `folder` depends on the autoencoder, its code and the images, so that a
-    file is never outdated. Latents are the mean of the autoencoder's distribution, not a draw from
-    it.
+    The name of the file in `folder` depends on the autoencoder, its code and the images, so that it
+    is never outdated. Latents are the mean of the autoencoder's distribution, not a sample from it.
     """
     code = code_digest(encode, flipped, PatchAutoencoder)
     name = digest(code, weights_digest(pipe.vae), pipe.vae.config.scaling_factor, images)
@@ -52,7 +50,9 @@ def encode_images(pipe, images: np.ndarray, folder, batch: int = 32) -> np.ndarr
             z = encode(pipe, flipped(images[i : i + batch], f))
             yield (f, slice(i, i + len(z))), z.cpu().numpy()
 
-    return _kept(folder / f"latents-{name}.npy", (4, len(images), *first.shape[1:]), parts())
+    return _load_or_build(
+        folder / f"latents-{name}.npy", (4, len(images), *first.shape[1:]), parts()
+    )
 
 
 @torch.no_grad()
@@ -66,13 +66,13 @@ def encode_prompts(pipe, prompts, folder=None, batch: int = 64):
 
     def parts():
         for i in range(0, len(ids), batch):
-            words = pipe.text_encoder(ids[i : i + batch].to(device))[0].float()
-            yield slice(i, i + len(words)), words
+            embeddings = pipe.text_encoder(ids[i : i + batch].to(device))[0].float()
+            yield slice(i, i + len(embeddings)), embeddings
 
     rows = torch.from_numpy(rows.reshape(-1))
     if folder is None:
-        return torch.cat([words for _, words in parts()]), rows
+        return torch.cat([embeddings for _, embeddings in parts()]), rows
     name = digest(code_digest(token_ids), weights_digest(pipe.text_encoder), ids.numpy())
     shape = (*ids.shape, pipe.text_encoder.config.hidden_size)
-    kept = ((index, words.cpu().numpy()) for index, words in parts())
-    return _kept(folder / f"prompts-{name}.npy", shape, kept), rows
+    arrays = ((index, embeddings.cpu().numpy()) for index, embeddings in parts())
+    return _load_or_build(folder / f"prompts-{name}.npy", shape, arrays), rows

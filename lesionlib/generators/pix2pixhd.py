@@ -254,11 +254,11 @@ class VGGLoss(nn.Module):
 
 
 def vgg_loss_or_none(weights: str = "disk") -> VGGLoss | None:
-    """The VGG loss with torchvision's ImageNet weights, or None where there are none.
+    """The VGG loss with torchvision's ImageNet weights, or None without them.
 
     `weights`: "off" (None); "disk" (`vgg19-*.pth` in the cache of torch.hub, else None);
-    "download" (from there, or over the network into there, None with a warning if it cannot be
-    had); or the path of such a file, InputError if it cannot be used.
+    "download" (from that cache, else downloaded into it, else None with a warning); or the path of
+    such a file, InputError if it cannot be used.
     """
 
     def found():
@@ -276,7 +276,7 @@ def vgg_loss_or_none(weights: str = "disk") -> VGGLoss | None:
     if weights in ("disk", "download") and not found():
         return None
     path = found()[0] if weights in ("disk", "download") else weights
-    import torchvision  # here, because it doubles the start-up of every notebook
+    import torchvision  # slow import, needed only with the VGG loss
 
     with torch.device("meta"):
         features = torchvision.models.vgg19().features
@@ -301,7 +301,7 @@ def one_hot(masks: np.ndarray) -> torch.Tensor:
     return torch.stack([1 - masks, masks], dim=1).float()
 
 
-def batch_of(images, masks, step: int, batch: int, seed: int):
+def flipped_batch(images, masks, step: int, batch: int, seed: int):
     """Images (B, 3, S, S) in [-1, 1] and conditions (B, 2, S, S) of a step, randomly flipped."""
     rows = batch_at(step, batch, len(images), seed).tolist()
     flips = torch.randint(0, 2, (batch, 2), generator=generator_at(seed, step)).tolist()
@@ -326,7 +326,7 @@ def networks(
     """Generator and discriminator for two-channel masks; convolutions drawn from N(0, 0.02).
 
     With `n_enhancers` the generator is a LocalEnhancer whose inner global generator has
-    `base_channels`, and the discriminator has as many scales more.
+    `base_channels`, and the discriminator has `n_enhancers` more scales.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -360,11 +360,11 @@ def gradients(
     precision: str = "no",
     scale=lambda loss: loss,
 ) -> dict:
-    """Add up both networks' gradients for one batch, at the same weights; return the losses.
+    """Accumulate the gradients of both networks for one batch; returns the losses.
 
     Discriminator: half the sum of its losses on fake and real images. Generator: GAN loss +
-    lambda_feat (feature matching + VGG). `precision` no, bf16 or fp16; `scale` is applied to what
-    is differentiated.
+    lambda_feat (feature matching + VGG). `precision` no, bf16 or fp16; `scale` is applied to the
+    losses before differentiation.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     with torch.autocast(real.device.type, dtype, enabled=precision != "no"):
@@ -392,8 +392,8 @@ def gradients(
 class Adversarial(Task):
     """Generator and discriminator `both`, trained together by Adam on images and masks.
 
-    In the first `fixed_steps` only the modules `free` of the generator learn, if there are any;
-    then all do, with a new optimiser, as in the original.
+    In the first `fixed_steps` only the modules `free` of the generator are trained, if there are
+    any; then all are, with a new optimiser, as in the original.
     """
 
     desc, lower, digits = "Pix2PixHD", "pix2pixhd_batch or pix2pixhd_channels", 5
@@ -427,10 +427,10 @@ class Adversarial(Task):
         seed, precision = self.training.generator_seed, self.training.precision
         real, condition = (
             x.to(device(), memory_format=torch.channels_last)
-            for x in batch_of(*self.data, step, self.settings.batch, seed)
+            for x in flipped_batch(*self.data, step, self.settings.batch, seed)
         )
-        given = LAMBDA_FEAT, self.vgg, precision, self.scaler.scale
-        yield gradients(*self.model, real, condition, *given)
+        options = LAMBDA_FEAT, self.vgg, precision, self.scaler.scale
+        yield gradients(*self.model, real, condition, *options)
 
     def update(self):
         self.scaler.step(self.optimiser)
@@ -461,15 +461,16 @@ def train(
 ) -> nn.Module:
     """Train a generator on uint8 images (N, S, S, 3) and masks (N, S, S) of 0 and 1.
 
-    A constant rate for half of the steps, then linear to zero. Without enhancers: the global
-    generator, `steps` steps. With them, coarse to fine (Wang et al.
-    2018, Sec. 3.1): the global generator on images reduced 2 ** n_enhancers times, then the
-    enhancer on the full images for `fine_steps` steps, in whose first `fixed_steps` the part that
-    was trained before stays fixed. The discriminator takes its scales along.
+    The learning rate is constant for half of the steps, then falls linearly to zero. Without
+    enhancers, the global generator is trained for `steps` steps. With them, training is coarse to
+    fine (Wang et al. 2018, Sec. 3.1): the global generator on images reduced by
+    2 ** n_enhancers, then the enhancer on the full images for `fine_steps` steps, in the first
+    `fixed_steps` of which the global generator stays fixed. The trained scales of the
+    discriminator are kept.
 
-    `out_dir` gets `checkpoint.pt` and `log.csv` (mean losses of `log_every` steps, not yet times
-    LAMBDA_FEAT); the first of two stages, `out_dir`/coarse. `record`: see `training.Loop`.
-    ValueError for shapes that do not fit.
+    `out_dir` gets `checkpoint.pt` and `log.csv` (mean losses of `log_every` steps, without
+    the factor LAMBDA_FEAT); the first of two stages writes to `out_dir`/coarse. `record`: see
+    `training.Loop`. ValueError for shapes that do not fit.
     """
     number, data = settings.enhancers, (images, masks)
     check(*data, settings.downsample + number)
@@ -489,10 +490,10 @@ def train(
     task = Adversarial(both, small, settings, training, vgg)
     stage(task, out_dir / "coarse", settings.steps)
     fine = networks(*sizes, number)
-    trained = both.state_dict()  # by name and shape, as the original takes a global network along
-    own = fine.state_dict()
+    trained = both.state_dict()  # matched by name and shape, as in the original
+    initial = fine.state_dict()
     fine.load_state_dict(
-        own | {k: x for k, x in trained.items() if k in own and own[k].shape == x.shape}
+        initial | {k: x for k, x in trained.items() if k in initial and initial[k].shape == x.shape}
     )
     last = [fine[0].get_submodule(f"model{number}_{i}") for i in (1, 2)]
     task = Adversarial(fine, data, settings, training, vgg, last)

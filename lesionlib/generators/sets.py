@@ -27,11 +27,11 @@ def _write_png(path, array, facts=None):
 
 
 def check(path, image: np.ndarray):
-    """InputError unless the image (S, S, 3) shows something: not black, not of one colour."""
+    """InputError if the image (S, S, 3) is black or of a single colour."""
     if image.max() < 8 or image.std() < 1:
         raise InputError(
             path,
-            "the generator made a black or constant image",
+            "the generator produced a black or constant image",
             "check its training log; a safety checker or a NaN blackens images",
         )
 
@@ -57,7 +57,7 @@ class Request:
 
     @cached_property
     def artefact(self) -> Artefact:
-        """The manifest, which says that the set is complete."""
+        """The manifest, whose existence means that the set is complete."""
         settings = {"seed": self.seed, **self.settings}
         inputs = {"model": self.model, "prompts": digest(list(self.prompts)), **self.inputs}
         inputs["masks"] = digest(self.masks)
@@ -73,9 +73,9 @@ class Request:
 
 
 def begin(request: Request):
-    """Delete images of other code, settings or inputs; every process that generates comes after.
+    """Delete images of other code, settings or inputs, and those modified after the manifest.
 
-    So are images that were modified since the manifest was written.
+    To be called before any process generates images of the set.
     """
     folder, key = request.folder, request.artefact.key
     if read_json(folder / "key.json") != {"key": key}:
@@ -97,18 +97,18 @@ def _listed(folder, manifest: pd.DataFrame):
 
 
 def paint(request: Request, make, share: tuple = (0, 1), block: int = 1) -> pd.DataFrame:
-    """Write the images that are missing in the set's folder, with their masks; returns its table.
+    """Write the missing images of a set with their masks; returns the set's table.
 
-    `share` (i, n): of n processes the i-th, which makes every n-th `block` of images; where a
-    block is a batch, images do not depend on n.
+    `share` (i, n): this process is number i of n and writes every n-th `block` of images; if
+    blocks are batches, images do not depend on n.
     """
     table, folder = request.table(), request.folder
     paths = [folder / "images" / name for name in table["image"]]
-    own = [i for i in range(len(table)) if i // block % share[1] == share[0]]
-    missing = [i for i in own if not paths[i].exists()]
-    images, done = make(missing), len(own) - len(missing)
+    indices = [i for i in range(len(table)) if i // block % share[1] == share[0]]
+    missing = [i for i in indices if not paths[i].exists()]
+    images, done = make(missing), len(indices) - len(missing)
     desc = f"{folder.parent.name}/{folder.name}"
-    for i in progress(missing, desc=desc, total=len(own), initial=done):
+    for i in progress(missing, desc=desc, total=len(indices), initial=done):
         image = next(images)
         check(paths[i], image)
         _write_png(folder / "masks" / paths[i].name, request.masks[i] * 255)
@@ -119,11 +119,11 @@ def paint(request: Request, make, share: tuple = (0, 1), block: int = 1) -> pd.D
 def fill(request: Request, make, segmenter=None, **facts):
     """Write an image for every mask into the set's folder/images and /masks, and a manifest.
 
-    `make(indices)` yields the images (S, S, 3) with these numbers. Images that an interrupted run
-    left behind are kept if nothing that determines them has changed; a black or constant one stops
-    the run (InputError). Every image carries prompt, mask, number, seed, `model` and `settings` in
+    `make(indices)` yields the images (S, S, 3) with these numbers. Images of an interrupted run
+    are kept if nothing that determines them has changed; a black or constant image stops the run
+    (InputError). Every image carries prompt, mask, number, seed, `model` and `settings` in
     its PNG text and in the manifest, which also has mask_fidelity, the Dice of `segmenter` with
-    the mask, to filter by. The manifest is written last: it says that the set is complete. `facts`
+    the mask, to filter by. The manifest is written last and marks the set as complete. `facts`
     are added to its record.
     """
     begin(request)
@@ -157,7 +157,7 @@ def read_images(paths) -> np.ndarray:
 def load(folder, notebook: str):
     """Images (n, S, S, 3), masks (n, S, S) of 0 and 1, and fingerprint of a filled folder.
 
-    The fingerprint is of both, images and masks. InputError names what is missing or corrupt.
+    The fingerprint covers both. InputError names a missing or corrupt file.
     """
     folder = Path(folder)
     manifest = pd.read_csv(unchanged(require(folder / "manifest.csv", notebook)))
@@ -174,8 +174,8 @@ def load(folder, notebook: str):
     return images, (np.stack(masks) > 127).astype(np.uint8), fingerprint
 
 
-def made_by(name: str) -> str:
-    """The notebook that makes a set; those of others come with ./run_all.sh --synthetic."""
+def source_notebook(name: str) -> str:
+    """The notebook that generates a set, for messages about missing files."""
     return "04_pix2pixhd" if name == "pix2pixhd" else "03_controlnet"
 
 
@@ -187,30 +187,19 @@ class Pairs:
     masks: np.ndarray  # (n, S, S) of 0 and 1
     fidelity: np.ndarray  # (n,) Dice of the reference segmenter
     facts: dict  # the record of the manifest
-    fingerprint: str  # of images and masks
-
-    def determining(self, method: str) -> str:
-        """A digest of what a method that trains on these pairs depends on.
-
-        One that ends in "_best" takes the pairs of the highest fidelity first: there their order
-        counts too.
-        """
-        if not method.endswith("_best"):
-            return self.fingerprint
-        return digest(self.fingerprint, np.argsort(-self.fidelity, kind="stable").tolist())
 
 
 def load_pairs(run, name: str) -> Pairs:
     """The synthetic set `name` of a run; InputError as `load`."""
     folder = resolve(run) / "synthetic" / name
-    images, masks, fingerprint = load(folder, made_by(name))
+    images, masks, _ = load(folder, source_notebook(name))
     fidelity = pd.read_csv(folder / "manifest.csv")["mask_fidelity"].to_numpy()
     facts = read_json(folder / "manifest.csv.json")
-    return Pairs(images, masks, fidelity, facts, fingerprint)
+    return Pairs(images, masks, fidelity, facts)
 
 
 def remark(run, method: str) -> str:
-    """What a table must say of a method: whether Pix2PixHD was trained without its VGG loss."""
+    """The remark on a method in tables: "no VGG loss" if Pix2PixHD was trained without it."""
     if method != "pix2pixhd":
         return ""
     facts = recorded(resolve(run) / "models" / "pix2pixhd" / "model.safetensors")

@@ -1,9 +1,9 @@
-"""Whether a ControlNet is learning, measured during training: its loss cannot tell.
+"""Validations of a ControlNet during its training: does it learn to follow the mask?
 
-The training loss is mostly noise that no mask explains. These can tell success from failure: the
-loss on held-out images with fixed noise and timesteps, the same with another image's mask (the
-right mask's falls below it once the model uses the mask), and whether a segmenter finds the lesion
-of a few samples inside the mask.
+The training loss cannot tell, since most of it is noise that no mask explains. The validations
+measure the held-out loss, on held-out images with fixed noise and timesteps; the mismatched-mask
+loss, the same with another image's mask (the held-out loss falls below it once the model uses the
+mask); and mask fidelity, the Dice of the reference segmenter on a few samples with their masks.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lesionlib.engine.files import write_npy
 from lesionlib.engine.settings import Sampling
 from lesionlib.engine.training import generator_at
 from lesionlib.generators.base import diffused, encode
-from lesionlib.generators.controlnet import ControlledUNet, hints_of, sample
+from lesionlib.generators.controlnet import ControlledUNet, control_images, sample
 from lesionlib.generators.latents import encode_prompts
 
 EVALUATIONS = 128  # pairs of noise and timestep for the held-out loss, or one for each image
@@ -24,7 +24,7 @@ EVALUATIONS = 128  # pairs of noise and timestep for the held-out loss, or one f
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out images (N, S, S, 3), their masks (N, S, S), and how many masks are sampled.
+    """Held-out images (N, S, S, 3), their masks (N, S, S), and the number of samples.
 
     Images are sampled by the settings `sampling`, whose seed also draws noise and timesteps.
     """
@@ -37,7 +37,7 @@ class HeldOut:
 
 
 class HeldOutLoss:
-    """The loss of a ControlNet on held-out images: noise and timesteps never change."""
+    """The loss of a ControlNet on held-out images, with fixed noise and timesteps."""
 
     def __init__(self, pipe, data: HeldOut):
         self.pipe, self.masks, self.batch = pipe, data.masks, data.sampling.sample_batch
@@ -49,20 +49,20 @@ class HeldOutLoss:
         self.noise = torch.randn((n, *self.latents.shape[1:]), generator=draw)
         times = (torch.arange(n) + 0.5) * pipe.scheduler.config.num_train_timesteps / n
         self.times = times[torch.randperm(n, generator=draw)].long()
-        self.words = encode_prompts(pipe, [""])[0]
+        self.empty = encode_prompts(pipe, [""])[0]
 
     def __call__(self, controlled: ControlledUNet, shift: int = 0) -> float:
-        """The mean loss, each image with its own mask or with that of the image `shift` before."""
+        """The mean loss with each image's own mask, or that of the image `shift` places before."""
         masks, total, n = np.roll(self.masks, shift, axis=0), 0.0, len(self.rows)
         device = self.pipe.unet.device
         for i in range(0, n, self.batch):
             part = slice(i, i + self.batch)
-            own, t, noise = self.rows[part], self.times[part].to(device), self.noise[part]
-            z = self.latents[own.to(device)]
-            noisy, target = diffused(self.pipe.scheduler, z, noise.to(device), t)
-            hints = hints_of(masks[own.numpy()]).to(device)
-            predicted = controlled(noisy, t, self.words.expand(len(own), -1, -1), hints)
-            total += F.mse_loss(predicted.float(), target.float()).item() * len(own)
+            rows, t, noise = self.rows[part], self.times[part].to(device), self.noise[part]
+            latents = self.latents[rows.to(device)]
+            noisy, target = diffused(self.pipe.scheduler, latents, noise.to(device), t)
+            hints = control_images(masks[rows.numpy()]).to(device)
+            predicted = controlled(noisy, t, self.empty.expand(len(rows), -1, -1), hints)
+            total += F.mse_loss(predicted.float(), target.float()).item() * len(rows)
         return total / n
 
 
@@ -71,8 +71,8 @@ def validator(pipe, controlled: ControlledUNet, data: HeldOut, segmenter, folder
     """A function of the step for `base.Monitor`, which measures `controlled` on held-out images.
 
     Prompts are empty, as in the evaluation. The function returns held_out_loss, wrong_mask_loss
-    and mask_fidelity (mean Dice of `segmenter` over sampled images), and writes these images to
-    `folder`/NNNNNN.npy; seeds, noise and timesteps are the same every time.
+    (with mismatched masks) and mask_fidelity (mean Dice of `segmenter` over sampled images), and
+    writes these images to `folder`/NNNNNN.npy; seeds, noise and timesteps never change.
     """
     loss, masks = HeldOutLoss(pipe, data), data.masks[: data.samples]
 
@@ -91,7 +91,7 @@ def validator(pipe, controlled: ControlledUNet, data: HeldOut, segmenter, folder
 
 
 def strips(folder, number: int = 6) -> dict[str, np.ndarray]:
-    """Validation images (n, S, S, 3) by label "step N": the first, the last, and some between."""
+    """Validation images (n, S, S, 3) by label "step N", at `number` steps from first to last."""
     paths = sorted(folder.glob("[0-9]*.npy"))
     chosen = np.unique(np.linspace(0, len(paths) - 1, number).round().astype(int)) if paths else []
     return {f"step {int(paths[i].stem)}": np.load(paths[i]) for i in chosen}

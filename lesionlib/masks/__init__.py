@@ -1,4 +1,4 @@
-"""The visual prompts: lesion masks from a recipe, from real ones, or fitted to real ones."""
+"""The visual prompts: lesion masks from a recipe, from real masks, or fitted to real masks."""
 
 import pkgutil
 

@@ -1,4 +1,4 @@
-"""The conditions of the synthetic pairs: the masks and prompts that the generators are given."""
+"""The conditions of the synthetic pairs: the masks and prompts from which they are generated."""
 
 import numpy as np
 import pandas as pd
@@ -15,31 +15,31 @@ def draw(run, study, settings, **facts) -> tuple[np.ndarray, list[str]]:
 
     Uses the groups `data`, `design` and `masks` of `settings`: as many pairs as the largest of
     `synthetic_amounts`, masks of `mask_mode` (`recipe.MODES`), labels drawn from G by
-    `prompt_draw` (joint, uniform, or the path of a CSV, see `catalogue.read_wishes`). Sizes and
-    positions in prompts describe the drawn masks. Row i depends only on `mask_seed` and i; `facts`
-    go into the record. Returns masks (n, size, size) and prompts.
+    `prompt_draw` (joint, uniform, or the path of a CSV for `catalogue.read_prompt_labels`). Sizes
+    and positions in prompts describe the drawn masks. Row i depends only on `mask_seed` and i;
+    `facts` go into the record. Returns masks (n, size, size) and prompts.
     """
-    folder, generator_part = resolve(run) / "data", study.part("G")
+    folder, part = resolve(run) / "data", study.part("G")
     n, size = max(settings.design.synthetic_amounts), settings.data.image_size
     mode, seed = settings.design.mask_mode, settings.masks.mask_seed
-    masks = random_masks(n, size, seed=seed, mode=mode, real=generator_part.masks)
-    wishes, method = generator_part.table, settings.masks.prompt_draw
+    masks = random_masks(n, size, seed=seed, mode=mode, real=part.masks)
+    candidates, method = part.table, settings.masks.prompt_draw
     if method not in ("joint", "uniform"):
-        wishes, method = catalogue.read_wishes(method), "weight"
-    labels = prompts.draw(wishes, n, seed, method)
-    texts = prompts.describe(labels, settings.data.prompt, settings.data.prompt_details, masks)
+        candidates, method = catalogue.read_prompt_labels(method), "weight"
+    labels = prompts.draw(candidates, n, seed, method)
+    sentences = prompts.describe(labels, settings.data.prompt, settings.data.prompt_details, masks)
     write_npy(folder / "conditions.npy", masks)
     known = [name for name in catalogue.LABELS if name in labels]
-    table = labels[known].assign(index=range(n), prompt=texts, mode=mode, seed=seed)
+    table = labels[known].assign(index=range(n), prompt=sentences, mode=mode, seed=seed)
     write_csv(folder / "conditions.csv", table[["index", "prompt", "mode", "seed", *known]])
     facts |= {"mode": mode, "draw": settings.masks.prompt_draw, "seed": seed}
-    facts |= {"data": study.fingerprint, "conditions": digest(masks, texts)}
+    facts |= {"data": study.fingerprint, "conditions": digest(masks, sentences)}
     record(folder / "conditions.csv", **facts)
-    return masks, texts
+    return masks, sentences
 
 
 def load(run) -> tuple[np.ndarray, list[str], str]:
-    """Masks (n, S, S), prompts and fingerprint of the conditions that notebook 02 has drawn.
+    """Masks (n, S, S), prompts and fingerprint of the conditions that notebook 02 has written.
 
     Raises InputError if they are missing or corrupt.
     """
@@ -47,18 +47,18 @@ def load(run) -> tuple[np.ndarray, list[str], str]:
     table = pd.read_csv(require(folder / "conditions.csv", "02_masks"), keep_default_na=False)
     facts = read_json(require(folder / "conditions.csv.json", "02_masks"))
     path = require(folder / "conditions.npy", "02_masks")
-    texts = table["prompt"].tolist()
+    sentences = table["prompt"].tolist()
     try:
         masks = np.load(path)
     except ValueError:  # truncated
         masks = np.empty(0)
-    if digest(masks, texts) != facts["conditions"]:
+    if digest(masks, sentences) != facts["conditions"]:
         raise InputError(
             path,
             "it or conditions.csv is corrupt (truncated or modified)",
             "delete both and run notebooks/02_masks.ipynb, or ./run_all.sh, again",
         )
-    return masks, texts, facts["conditions"]
+    return masks, sentences, facts["conditions"]
 
 
 def vary(run, study, settings, name: str) -> tuple[np.ndarray, list[str]]:
@@ -68,10 +68,10 @@ def vary(run, study, settings, name: str) -> tuple[np.ndarray, list[str]]:
     empties the prompts, base changes neither (it is sampled without control). n is the smallest of
     `settings.design.synthetic_amounts`.
     """
-    masks, texts, _ = load(run)
+    masks, sentences, _ = load(run)
     n, change = min(settings.design.synthetic_amounts), name.removeprefix("controlnet_")
     if change not in MODES:
-        return masks[:n], [""] * n if change == "empty" else texts[:n]
+        return masks[:n], [""] * n if change == "empty" else sentences[:n]
     empty = {name: [""] for name in (*prompts.ATTRIBUTES, "age")}
     path = resolve(run) / "data" / "conditions.csv"
     table = pd.read_csv(path, nrows=n, keep_default_na=False, na_values=empty)

@@ -1,11 +1,11 @@
 """Lesion outlines fitted to real masks: the mask mode `fitted`, which the paper does not have.
 
 An outline is the logarithm of the radius around the lesion's centroid as a Fourier series of the
-angle. Where a lesion leaves the picture its outline is unknown: those angles are ignored in the
-fit, the series continues smoothly beyond the picture, and drawing cuts it off again. Size,
-position, the low harmonics and the roughness (scale of the high ones) are drawn jointly from a
-Gaussian copula with the marginals of the fitted masks, the high harmonics from their spectrum. No
-drawn outline is that of a real mask.
+angle. Where a lesion leaves the image, its outline is unknown: those angles are ignored in the
+fit, the series continues smoothly outside, and drawing cuts it off at the border. Size, position,
+the low harmonics and the roughness (scale of the high ones) are drawn jointly from a Gaussian
+copula with the marginals of the fitted masks, the high harmonics from their spectrum. No drawn
+outline is that of a real mask.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def _basis(angles: np.ndarray) -> np.ndarray:
 def harmonics(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centroid (row, column) and the series (1 + 2 HIGH,) of log radius, in image sizes.
 
-    `mask` (S, S) of 0 and 1 must hold a lesion; in each direction its outermost point counts.
+    `mask` (S, S) of 0 and 1 must not be empty; in each direction its outermost point counts.
     """
     size = len(mask)
     centre = np.argwhere(mask).mean(axis=0)
@@ -50,12 +50,12 @@ def harmonics(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     angle = np.arctan2(rows, columns)
     bins = ((angle / (2 * np.pi)) % 1 * ANGLES).astype(int) % ANGLES
     farthest, known = np.zeros(ANGLES), np.zeros(ANGLES)
-    for place in np.lexsort((radius, bins)):  # the farthest point of each direction last
-        farthest[bins[place]], known[bins[place]] = radius[place], inside[place]
+    for index in np.lexsort((radius, bins)):  # the farthest point of each direction last
+        farthest[bins[index]], known[bins[index]] = radius[index], inside[index]
     filled = farthest > 0
-    at = (np.arange(ANGLES) + 0.5) * 2 * np.pi / ANGLES
-    weights = known[filled] + 1e-3  # so that a lesion that fills the picture has a radius
-    basis, values = _basis(at[filled]), np.log(farthest[filled] / size)
+    centres = (np.arange(ANGLES) + 0.5) * 2 * np.pi / ANGLES
+    weights = known[filled] + 1e-3  # so that a lesion that fills the image has a radius
+    basis, values = _basis(centres[filled]), np.log(farthest[filled] / size)
     order = np.repeat(np.arange(HIGH + 1), 2)[1:]
     penalty = np.diag(SMOOTHNESS * order.astype(float) ** 4 * weights.sum() / 16)
     normal = basis.T @ (weights[:, None] * basis) + penalty

@@ -1,8 +1,8 @@
 """Random lesion masks, drawn from scratch or from real ones: the generators' visual prompts.
 
 The recipe follows Du et al. 2023 (arXiv 2310.02906), who state the operations and their order but
-no numbers; those in `Recipe` are ours. Lengths are fractions of the image size, so a recipe gives
-the same shapes at every size; pixel centres lie at (index + 0.5) / size.
+no parameters; those in `Recipe` are ours. Lengths are fractions of the image size, so a recipe
+gives the same shapes at every size; pixel centres lie at (index + 0.5) / size.
 """
 
 import os
@@ -20,7 +20,7 @@ from lesionlib.masks import outlines
 
 try:
     from elasticdeform import deform_grid
-except ImportError:  # the same deformation by scipy, see `_sampled`
+except ImportError:  # the same deformation by scipy, see `_sample`
     deform_grid = None
 
 HAVE_ELASTICDEFORM = deform_grid is not None
@@ -80,9 +80,8 @@ def sources(shape, displacement: np.ndarray, window=np.s_[:, :]) -> list[np.ndar
     rows, columns = (
         np.arange(s, dtype=displacement.dtype)[part] for s, part in zip(shape, window, strict=True)
     )
-    bent = np.einsum(
-        "ig,dgh->dih", down, displacement
-    )  # not BLAS, whose threads would compete with ours
+    # einsum, not BLAS, whose threads would compete with ours
+    bent = np.einsum("ig,dgh->dih", down, displacement)
     shifts = np.einsum("dih,hj->dij", bent, np.ascontiguousarray(across.T))
     return [rows[:, None] + shifts[0], columns + shifts[1]]
 
@@ -95,7 +94,7 @@ def spline_coefficients(image: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sampled(coefficients, displacement, order, window):
+def _sample(coefficients, displacement, order, window):
     """The pixels of `window` (two slices) of the deformed picture, from its coefficients."""
     if HAVE_ELASTICDEFORM:
         return deform_grid(coefficients, displacement, order=order, prefilter=False, crop=window)
@@ -118,7 +117,7 @@ def elastic(image: np.ndarray, displacement: np.ndarray, order: int = 3) -> np.n
         raise ValueError(f"order {order} overshoots and wraps around in {image.dtype}; pass floats")
     knots = spline_coefficients(image) if order > 1 else image
     whole = tuple(slice(0, s) for s in image.shape)
-    return _sampled(knots, np.asarray(displacement, float), order, whole)
+    return _sample(knots, np.asarray(displacement, float), order, whole)
 
 
 def elastic_mask(image: np.ndarray, displacement: np.ndarray, order: int = 3) -> np.ndarray:
@@ -128,19 +127,21 @@ def elastic_mask(image: np.ndarray, displacement: np.ndarray, order: int = 3) ->
     within 2 px. Where all or none of these exceed 0.5, the result is known without sampling.
     """
     knots = spline_coefficients(image) if order > 1 else image
-    near = np.ones((5, 5), np.uint8)
-    inside = cv2.erode((knots > 0.5 + 1e-4).view(np.uint8), near, borderValue=0)
-    kinds = inside + cv2.dilate((knots > 0.5 - 1e-4).view(np.uint8), near)  # 2 lesion, 1 unknown
+    neighbours = np.ones((5, 5), np.uint8)
+    inside = cv2.erode((knots > 0.5 + 1e-4).view(np.uint8), neighbours, borderValue=0)
+    classes = inside + cv2.dilate(
+        (knots > 0.5 - 1e-4).view(np.uint8), neighbours
+    )  # 2: lesion, 1: unknown
     rows, columns = sources(image.shape, displacement.astype(np.float32))
-    kinds = cv2.remap(kinds, columns, rows, cv2.INTER_NEAREST)
-    mask = kinds // 2
+    classes = cv2.remap(classes, columns, rows, cv2.INTER_NEAREST)
+    mask = classes // 2
     for top in range(0, len(mask), STRIP):
         strip = slice(top, min(top + STRIP, len(mask)))
-        unknown = (kinds[strip] == 1).any(0)
+        unknown = (classes[strip] == 1).any(0)
         ends = np.flatnonzero(np.diff(unknown, prepend=False, append=False))
         for left, right in ends.reshape(-1, 2):
             part = strip, slice(left, right)
-            mask[part] = _sampled(knots, displacement, order, part) > 0.5
+            mask[part] = _sample(knots, displacement, order, part) > 0.5
     return mask
 
 
@@ -154,9 +155,9 @@ def circle(rng, size: int, recipe: Recipe) -> np.ndarray:
 
 
 def moved(rng, size: int, real: np.ndarray) -> np.ndarray:
-    """One of the masks `real` (m, S, S) at random, resized, rotated and shifted: float32.
+    """One of the masks `real` (m, S, S) at random, resized, rotated and shifted, as float32.
 
-    Resizing and rotation keep the lesion's centroid; parts outside the (size, size) image are cut.
+    Resizing and rotation keep the lesion's centroid; parts outside the (size, size) image are lost.
     """
     mask = real[rng.integers(len(real))].astype(np.float32)
     scale, angle = rng.uniform(*SCALES), rng.uniform(0, 2 * np.pi)
@@ -212,7 +213,7 @@ def drawn_displacement(rng, size: int, recipe: Recipe) -> np.ndarray:
 def paper_shape(rng, size: int, recipe: Recipe, show: bool = False) -> dict[str, np.ndarray]:
     """One attempt in mode paper: the picture (size, size) after each step, float or uint8 0/1.
 
-    The elastic picture is computed only if `show`: a mask needs it only near its outline.
+    The deformed picture is computed only if `show`: a mask needs it only near its outline.
     """
     start = circle(rng, size, recipe)
     blur = blurred(start, recipe.blur * size)
@@ -269,12 +270,12 @@ def steps(size: int, seed: int, index: int, recipe: Recipe = Recipe()) -> dict[s
     """Pictures (size, size) after each step of mask `index` in mode paper; the last is the mask.
 
     Keys: circle, blur, elastic (floats), threshold, open and close, region growing (uint8 0/1).
-    They belong to the accepted shape and come from the code that `random_masks` runs.
+    They belong to the accepted shape and come from the same code as `random_masks`.
     """
     return _accepted(partial(paper_shape, show=True), size, seed, recipe, index)[0]
 
 
-def _checked(mode: str, real):
+def _check_real(mode: str, real):
     """`real` as an array; ValueError unless it is uint8 (m, S, S) of 0 and 1 with m > 0."""
     if real is None:
         raise ValueError(f"mode '{mode}' needs real masks: pass `real`, uint8 (m, S, S) of 0/1")
@@ -313,9 +314,9 @@ def random_masks_counted(
         raise ValueError(f"unknown mask mode {mode!r}; valid: {', '.join(MODES)}")
     shape = paper_shape
     if mode == "real":
-        shape = partial(real_shape, real=_checked(mode, real))
+        shape = partial(real_shape, real=_check_real(mode, real))
     elif mode == "fitted":
-        shape = partial(fitted_shape, fit=outlines.fit(_checked(mode, real)))
+        shape = partial(fitted_shape, fit=outlines.fit(_check_real(mode, real)))
     one = partial(_accepted, shape, size, seed, recipe)
     masks, rejected = np.zeros((n, size, size), np.uint8), 0
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:

@@ -35,26 +35,26 @@ def statistics(masks: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=STATISTICS)
 
 
-def distances(some: pd.DataFrame, real: pd.DataFrame) -> pd.Series:
+def distances(sample: pd.DataFrame, real: pd.DataFrame) -> pd.Series:
     """Wasserstein distance of each statistic, in standard deviations of `real`, and their `sum`."""
     found = {
-        name: wasserstein_distance(some[name], real[name]) / max(real[name].std(), 1e-9)
+        name: wasserstein_distance(sample[name], real[name]) / max(real[name].std(), 1e-9)
         for name in STATISTICS
     }
     return pd.Series(found | {"sum": sum(found.values())})
 
 
-def two_sample_accuracy(some: pd.DataFrame, real: pd.DataFrame, seed: int = 0) -> float:
-    """Cross-validated accuracy of a random forest that tells the masks `some` from `real` ones.
+def two_sample_accuracy(sample: pd.DataFrame, real: pd.DataFrame, seed: int = 0) -> float:
+    """Cross-validated accuracy of a random forest that tells the masks `sample` from `real` ones.
 
     0.5 is chance, 1 means always right (classifier two-sample test, Lopez-Paz & Oquab 2017). Both
     sides are balanced: the larger one is subsampled at random.
     """
-    from sklearn.ensemble import RandomForestClassifier  # slow import (2 s), only needed here
+    from sklearn.ensemble import RandomForestClassifier  # slow import (2 s), needed only here
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-    n = min(len(some), len(real))
-    both = pd.concat([frame.sample(n, random_state=seed) for frame in (some, real)])
+    n = min(len(sample), len(real))
+    both = pd.concat([frame.sample(n, random_state=seed) for frame in (sample, real)])
     forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=seed)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return cross_val_score(forest, both.to_numpy(), np.repeat([0, 1], n), cv=folds).mean()

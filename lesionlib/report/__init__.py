@@ -1,4 +1,4 @@
-"""What readers see: notebooks' tables and figures, the report's pages, the published folder."""
+"""The presentation: tables and figures of notebooks, the report, and publication."""
 
 import pkgutil
 

@@ -1,4 +1,4 @@
-"""What notebooks 03 and 04 show of the generators: their training, images, and variants."""
+"""Figures and tables of notebooks 03 and 04: training, images, and variants of a generator."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lesionlib.report import plots
 
 
 def losses(folders: dict[str, Path], columns):
-    """The columns of the log.csv in each folder against the step, one axis per label."""
+    """Plot columns of the log.csv in each folder against the step, one axis per label."""
     size = (6 * len(folders), 2.6)
     fig, axes = plt.subplots(1, len(folders), figsize=size, squeeze=False, layout="constrained")
     for axis, (label, folder) in zip(axes[0], folders.items(), strict=True):
@@ -38,7 +38,7 @@ def s_test(test, generated: dict):
 
 
 def variants(generator: str) -> pd.DataFrame:
-    """The ablation's table (`benchmarks.ablation`) for a generator, with real images first."""
+    """The ablation (`benchmarks.ablation`) of a generator, with real images in the first row."""
     table = pd.read_csv(ROOT / "config" / "ablation" / "isic.csv", keep_default_na=False)
     chosen = table[table["generator"].isin(["real", generator])]
     return chosen.drop(columns=["generator", "version"])

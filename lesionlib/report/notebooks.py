@@ -1,4 +1,4 @@
-"""Notebooks as files: their parameters, and the messages and answers of executed ones."""
+"""Notebook files: their parameters, and messages and answers of executed notebooks."""
 
 import ast
 import html
@@ -9,7 +9,7 @@ from pathlib import Path
 from lesionlib.engine.code import lists_parameters
 from lesionlib.engine.files import atomic_write
 
-PLACE = "*Filled in when the notebook runs.*"  # stands for the answer in the first cell
+PLACEHOLDER = "*Filled in when the notebook runs.*"  # `tidy` replaces it
 LONG = 30  # lines of text or rows of a table; longer outputs are folded
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -50,7 +50,7 @@ def warnings(path) -> list[str]:
 
 
 def answer(text: str):
-    """Display the answer to the notebook's question (Markdown); `tidy` copies it to the top."""
+    """Display the answer to the notebook's question (Markdown), which `tidy` copies to the top."""
     from IPython.display import Markdown, display  # slow import, needed only in a kernel
 
     display(Markdown(text, metadata={"answer": True}))
@@ -82,7 +82,7 @@ def tidy(path):
     """Copy an executed notebook's answer to its top, and fold its long outputs."""
     path = Path(path)
     content = json.loads(path.read_text())
-    found = PLACE
+    found = PLACEHOLDER
     for _, output in _outputs(content["cells"]):
         if output.get("metadata", {}).get("text/markdown", {}).get("answer"):
             found = "".join(output["data"]["text/markdown"])
@@ -90,13 +90,13 @@ def tidy(path):
         if "outputs" in cell:
             cell["outputs"] = [folded(output) for output in cell["outputs"]]
         if cell["cell_type"] == "markdown":
-            cell["source"] = "".join(cell["source"]).replace(PLACE, found)
+            cell["source"] = "".join(cell["source"]).replace(PLACEHOLDER, found)
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def said(path) -> list[str]:
-    """The warnings and failure, if any, of an executed notebook; its file is tidied."""
+def collect_messages(path) -> list[str]:
+    """The warnings and failure, if any, of an executed notebook, whose file is then tidied."""
     lines = [line for line in [*warnings(path), failure(path)] if line]
     tidy(path)
     return lines

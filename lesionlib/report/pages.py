@@ -1,7 +1,7 @@
-"""The run's report: executed notebooks as linked pages, and provenance.
+"""The report of a run: executed notebooks as linked pages, and provenance.
 
 `python -m lesionlib.report.pages RUN SETTINGS-JSON` writes report/*.html and provenance.json. The
-pages are the templates in templates/; this module prepares what they show.
+pages are rendered from templates/; this module prepares their contents.
 """
 
 import json
@@ -19,24 +19,24 @@ from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, write
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
 from lesionlib.evaluation import paper
-from lesionlib.evaluation.paper import named
+from lesionlib.evaluation.paper import display_name
 from lesionlib.report.summary import quarantined, table
 
 TEMPLATES = Environment(
     loader=PackageLoader("lesionlib.report"), autoescape=True, undefined=StrictUndefined
 )
-FIGURES = {  # name: caption; a run without that figure leaves it out
+FIGURES = {  # name: caption; figures that a run does not have are left out
     "figure1": "Figure 1. Synthetic images with the masks and prompts they were made from.",
-    "figure2": "Figure 2. The study: what goes where, with the numbers of images of this run.",
+    "figure2": "Figure 2. The path of the data, with the numbers of images of this run.",
     "figure3": "Figure 3. Four masks of S-test, one from each quarter of lesion areas: the "
-    "original, and what each generator made of the mask alone.",
+    "original, and the image that each generator made from the mask alone.",
     "figure4": "Figure 4. The same four, enlarged where the original has most texture.",
     "segmentation": "Dice on S-test against the number of synthetic pairs added. Dashed: S-train "
     "alone. Bars: standard deviation over seeds.",
     "low_data_unet": "Dice of the U-Net against the share of S-train, with and without synthetic "
     "pairs, equal optimiser steps. Bars: 95 % interval over images and seeds.",
 }
-RESOURCES = {  # what `stage` measures: heading, and measured units per displayed unit
+RESOURCES = {  # measurement of `stage`: heading, and measured units per displayed unit
     "seconds": ("minutes", 60),
     "cpu_seconds": ("CPU minutes", 60),
     "memory_mb": ("largest memory, GB", 1024),
@@ -74,7 +74,7 @@ def title(path) -> str:
 def write_pages(run) -> list[tuple[str, str]]:
     """Write every executed notebook as a static page; returns (file name, title) of each."""
     exporter = HTMLExporter(
-        template_name="templates",  # nbconvert's word for the folder
+        template_name="templates",  # nbconvert's term for the folder
         template_file="notebook.html.j2",
         extra_template_basedirs=[str(Path(__file__).parent)],
         exclude_input_prompt=True,
@@ -131,7 +131,7 @@ def image_table(folder) -> pd.DataFrame:
     reported = paper.TABLE1.set_index("method")
     found = []
     for method in _read(folder, "table1")["method"]:
-        row = {"": named(method)}
+        row = {"": display_name(method)}
         for measure, (heading, digits) in IMAGE_MEASURES.items():
             row[heading] = _with_interval(rows[method, measure], digits)
         for measure in ("mse", "psnr_255", "ssim"):
@@ -147,16 +147,16 @@ def dice_table(folder) -> pd.DataFrame:
     found = {}
     for row in _read(folder, "table2_comparison").itertuples():
         method, amount = row.arm.split()
-        label = named(method) if method == "real" else f"+ {amount} {named(method)}"
+        label = display_name(method) if method == "real" else f"+ {amount} {display_name(method)}"
         cells = found.setdefault(row.arm, {"trained on": label})
-        cells[f"{named(row.network)}, equal {row.schedule}"] = _with_interval(row, 3)
-    reported = paper.beside_table2(_read(folder, "table2"))
+        cells[f"{display_name(row.network)}, equal {row.schedule}"] = _with_interval(row, 3)
+    reported = paper.join_table2(_read(folder, "table2"))
     arms = reported["method"] + " " + reported["amount"].astype(str)
     wide = pd.DataFrame(found.values())
-    for network, some in reported.groupby("network", sort=False):
-        known = some["paper dice"].groupby(arms).first().reindex(found)  # the first known value
+    for network, subset in reported.groupby("network", sort=False):
+        known = subset["paper dice"].groupby(arms).first().reindex(found)  # the first known value
         text = known.map("{:.3f}".format, na_action="ignore")
-        wide[f"paper: {named(network)}"] = text.to_numpy()
+        wide[f"paper: {display_name(network)}"] = text.to_numpy()
     return wide.fillna("")
 
 
@@ -164,7 +164,7 @@ def fidelity_table(folder) -> pd.DataFrame:
     """Dice and HD95 between the reference segmenter's outlines and the masks, mean per image."""
     means = _read(folder, "mask_fidelity").groupby("images", sort=False)[["dice", "hd95"]].mean()
     means = means.round(3).reset_index()
-    means["images"] = means["images"].replace("real", "real images (ceiling)").map(named)
+    means["images"] = means["images"].replace("real", "real images (ceiling)").map(display_name)
     return means.rename(columns={"dice": "Dice", "hd95": "HD95 (share of the diagonal)"})
 
 
@@ -186,7 +186,7 @@ def claims_table(folder) -> pd.DataFrame:
 
 
 def _abstract(folder) -> dict:
-    """The findings that the abstract names: SSIM per method, largest gains, counts of verdicts."""
+    """The findings in the abstract: SSIM per method, largest gains, counts of verdicts."""
     ssim = _read(folder, "table1").set_index("method")["ssim"]
     rows, gains = _read(folder, "table2_comparison"), []
     synthetic = rows[rows["arm"] != "real 0"]
@@ -195,19 +195,20 @@ def _abstract(folder) -> dict:
         method, amount = top["arm"].split()
         gains.append(
             f"{top['difference']:+.3f} ({top['low']:+.3f} to {top['high']:+.3f}) for "
-            f"{named(network)} with {amount} {named(method)} pairs at equal {schedule}"
+            f"{display_name(network)} with {amount} {display_name(method)} pairs "
+            f"at equal {schedule}"
         )
     verdicts = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])["verdict"]
     known = ("confirmed", "not confirmed", "not resolvable")
     return {
-        "ssim": [f"{named(method)} {value:.3f}" for method, value in ssim.items()],
+        "ssim": [f"{display_name(method)} {value:.3f}" for method, value in ssim.items()],
         "gains": gains,
         "outcome": [f"{(verdicts == name).sum()} {name}" for name in known],
     }
 
 
 def resources(facts: dict) -> pd.DataFrame:
-    """What each stage took, in displayed units; what no stage used is left out."""
+    """The resources of each stage in displayed units, without those that no stage used."""
     spent = pd.DataFrame.from_dict(facts.get("resources", {}), orient="index").sort_index()
     spent = spent.reindex(columns=list(RESOURCES)).fillna(0)
     used = {key: shown for key, shown in RESOURCES.items() if (spent[key] > 1e-9).any()}
@@ -215,7 +216,7 @@ def resources(facts: dict) -> pd.DataFrame:
 
 
 def _facts(facts: dict) -> dict:
-    """Rows of the table about the run itself, from its provenance."""
+    """Rows of the table about the run, from its provenance."""
     settings, used = facts["settings"], facts["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in used["packages"].items())
     return {
@@ -223,7 +224,7 @@ def _facts(facts: dict) -> dict:
         "images": ", ".join(f"{part} {number}" for part, number in facts["images"].items()),
         "seeds": ", ".join(map(str, settings["seeds"])),
         "hardware": used["hardware"],
-        "time": f"{sum(facts['minutes'].values()):.0f} minutes of notebooks, some side by side",
+        "time": f"{sum(facts['minutes'].values()):.0f} minutes of notebooks, some in parallel",
         "code": f"lesionlib {facts['code']}",
         "software": f"Python {used['python']}, {packages}",
     }
@@ -262,7 +263,7 @@ def write_index(page, folder, links, figures):
 
 
 def write(run, settings: dict):
-    """Write a run's provenance and report; `settings` are all of them by their flat keys."""
+    """Write a run's provenance and report; `settings`: all settings by their flat keys."""
     write_provenance(run, settings)
     write_index(run / "report" / "index.html", run, write_pages(run), run / "figures")
 

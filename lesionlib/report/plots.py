@@ -12,11 +12,11 @@ from lesionlib.engine.files import atomic_write, resolve
 from lesionlib.engine.stages import STAGES
 
 plt.style.use("seaborn-v0_8-colorblind")  # readable with colour blindness
-OUTLINE = (0, 190, 255)  # RGB: a blue found in neither skin nor lesions
+OUTLINE = (0, 190, 255)  # RGB: a blue that neither skin nor lesions have
 ARROWS = (
     "data G, data S, G masks, G controlnet, G pix2pixhd, masks controlnet, masks pix2pixhd, "
     "controlnet pairs, pix2pixhd pairs, pairs networks, S networks, networks tables, pairs tables"
-)  # of Figure 2, between the boxes of `workflow`
+)  # in Figure 2, between the boxes of `workflow`
 
 
 def _contour(picture: np.ndarray, mask: np.ndarray, colour, thickness: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def all_outlined(images, masks) -> list[np.ndarray]:
     return [outlined(image, mask) for image, mask in zip(images, masks, strict=True)]
 
 
-def hidden(mask=None, side: int = 200) -> np.ndarray:
+def placeholder(mask=None, side: int = 200) -> np.ndarray:
     """A grey panel (side, side, 3) in place of a real image, with its lesion's outline if known."""
     panel = np.full((side, side, 3), 236, np.uint8)
     return panel if mask is None else _contour(panel, mask, (90, 90, 90), 2)
@@ -49,17 +49,20 @@ def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18, made=(),
     Pictures are (S, S) grey or (S, S, 3) RGB; `width` is that of a column in inches, and the
     columns' `titles` are wrapped at `wrap` characters. Rows of RGB pictures count as real images
     unless their labels are in `made`. If there are any, the figure's attribute `public` is the
-    same grid with `hidden` panels in their place; `masks` {label: masks} gives their outlines.
+    same grid with placeholders instead; `masks` {label: masks} gives their outlines.
     """
     fig = _grid(rows, titles, width, wrap)
-    fig.says = f"Rows of pictures: {', '.join(rows)}."
+    fig.alt_text = f"Rows of pictures: {', '.join(rows)}."
     real = [k for k, pictures in rows.items() if k not in made and np.ndim(pictures[0]) == 3]
     if real:
         public = {}
         for label, pictures in rows.items():
             if label in real:
                 outlines = (masks or {}).get(label, [None] * len(pictures))
-                label, pictures = f"{label} (real: not shown)", [hidden(mask) for mask in outlines]
+                label, pictures = (
+                    f"{label} (real: not shown)",
+                    [placeholder(mask) for mask in outlines],
+                )
             public[label] = pictures
         fig.public = _grid(public, titles, width, wrap)
     return fig
@@ -102,7 +105,7 @@ def _write(fig, path, **options):
 
 
 def show(fig, run, name: str, note: str = ""):
-    """Display a figure with a note (n, seeds, intervals) below it; save it if there is a `run`.
+    """Display a figure with a note (n, seeds, intervals) below it; save it if `run` is given.
 
     Writes figures/NAME.png, NAME.svg too if the plot contains no pictures, and
     figures/public/NAME.png if the version without real images differs. The displayed output
@@ -122,21 +125,21 @@ def show(fig, run, name: str, note: str = ""):
     for version in versions.values():
         if version is not None:
             plt.close(version)
-    says = f"{getattr(fig, 'says', f'Plot: {name}.'.replace('_', ' '))} {note}".strip()
-    display(Image(picture.getvalue(), metadata={"figure": name, "alt": says}))
+    alt_text = f"{getattr(fig, 'alt_text', f'Plot: {name}.'.replace('_', ' '))} {note}".strip()
+    display(Image(picture.getvalue(), metadata={"figure": name, "alt": alt_text}))
     if note:
         print(note)
 
 
 def table(frame, precision: int = 3):
-    """Display a table without its index; the content of its cells is text, never markup."""
+    """Display a table without its index; cells are shown as text, never as markup."""
     whole = frame.convert_dtypes()  # pandas turns counts with missing values into floats
     style = whole.style.format(precision=precision, na_rep="", escape="html")
     display(style.format_index(escape="html", axis="columns").hide(axis="index"))
 
 
 def strongest_texture(images: np.ndarray) -> list[tuple]:
-    """For each image (S, S, 3) the square of half its side with most detail, as two slices.
+    """For each image (S, S, 3) the square of half its side with the most detail, as two slices.
 
     Detail is the mean absolute Laplacian of the luminance.
     """

@@ -1,6 +1,6 @@
 """Publish a finished run as a folder for a code host: notebooks, figures, tables, provenance.
 
-`./run_all.sh --publish runs/NAME` fills figures/NAME. Patients' images stay private: figures with
+`./run_all.sh --publish runs/NAME` fills figures/NAME. Images of patients stay private: figures with
 real images are replaced by the public versions that `plots.show` has written beside them.
 """
 
@@ -24,12 +24,12 @@ LARGE_TABLE = 2 * 2**20  # bytes; larger tables (a row per image, seed and arm) 
 FROM, TO = "<!-- results: {} -->", "<!-- end of results -->"
 OF_PATIENTS = ("curation", "quarantine", "disagreements", "near_duplicates")  # a row per image
 PATHS = ("images", "masks", "table", "isic_root")  # settings that name a file or folder
-# Settings {name: path}. Runs published before the settings were renamed have the second name.
+# Settings {name: path}. Runs from before the settings were renamed have the second name.
 PATHS_BY_NAME = (("external_generators", "others"), ("external_tests", "external"))
 
 
-def plain(text: str, settings: dict) -> str:
-    """A text in which absolute paths of this machine are shortened to their last component."""
+def shorten_paths(text: str, settings: dict) -> str:
+    """The text with absolute paths of this machine shortened to their last component."""
     named = [settings[key] for key in PATHS if settings[key]]
     for key, old_key in PATHS_BY_NAME:
         named += settings.get(key, settings.get(old_key, {})).values()
@@ -39,7 +39,7 @@ def plain(text: str, settings: dict) -> str:
     return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
 
-def small(png: bytes) -> bytes:
+def compress(png: bytes) -> bytes:
     """The PNG with a dithered palette of 256 colours, which halves its size."""
     picture, whole = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
     whole.quantize(palette=whole.quantize(256)).save(picture, "PNG", optimize=True)
@@ -67,21 +67,21 @@ def notebook(path, figures, show_images: bool, settings: dict) -> str:
             data = base64.b64decode(output["data"]["image/png"])
             if public.exists() and not show_images:
                 data = public.read_bytes()
-            output["data"]["image/png"] = base64.b64encode(small(data)).decode()
+            output["data"]["image/png"] = base64.b64encode(compress(data)).decode()
     content["metadata"].get("papermill", {}).pop("parameters", None)
-    return plain(json.dumps(content, indent=1, ensure_ascii=False), settings)
+    return shorten_paths(json.dumps(content, indent=1, ensure_ascii=False), settings)
 
 
 def _copy_text(source, target, settings):
     with atomic_write(target) as temporary:
-        temporary.write_text(plain(source.read_text(), settings))
+        temporary.write_text(shorten_paths(source.read_text(), settings))
 
 
 def publish(run, show_images: bool = False) -> Path:
-    """Copy what may be shown of a finished run to figures/NAME; returns that folder.
+    """Copy the publishable part of a finished run to figures/NAME; returns that folder.
 
-    The notebooks of the grid's shares are left out. Procedural images belong to nobody and are all
-    shown; with `show_images` real ones are too. InputError if the run is not finished, or if the
+    The notebooks of single jobs of the grid are left out. Procedural images are always shown, real
+    ones only with `show_images`. InputError if the run is not finished, or if the
     published folder would exceed 15 MB.
     """
     run = resolve(run)
@@ -102,9 +102,9 @@ def publish(run, show_images: bool = False) -> Path:
         for path in sorted((run / "tables").glob("*.csv")):
             private = path.stem in OF_PATIENTS and not show_images
             if not private and path.stat().st_size <= LARGE_TABLE:
-                _write(partial / "tables" / path.name, plain(path.read_text(), settings))
+                _write(partial / "tables" / path.name, shorten_paths(path.read_text(), settings))
         text = (run / "provenance.json").read_text()
-        _write(partial / "provenance.json", plain(text, settings))
+        _write(partial / "provenance.json", shorten_paths(text, settings))
         executed = sorted((partial / "notebooks").glob("*.ipynb"))
         links = [(f"notebooks/{path.name}", pages.title(path)) for path in executed]
         pages.write_index(partial / "index.html", partial, links, partial)
@@ -113,8 +113,8 @@ def publish(run, show_images: bool = False) -> Path:
         partial.rename(target)
     finally:
         shutil.rmtree(partial.parent, ignore_errors=True)
-    _index()
-    _readme(run.name)
+    _write_index()
+    _update_readme(run.name)
     return target
 
 
@@ -125,7 +125,7 @@ def _write(path, content: str | bytes):
 
 def _copy_notebooks(run, target, show_images: bool, settings: dict):
     for path in pages.executed(run):
-        if "-" not in path.stem:  # a share of the grid
+        if "-" not in path.stem:  # else a single job of the grid
             text = notebook(path, run / "figures", show_images, settings)
             _write(target / "notebooks" / path.name, text)
 
@@ -134,7 +134,7 @@ def _copy_figures(run, target, show_images: bool):
     for path in sorted((run / "figures").glob("*.[ps][nv]g")):
         public = run / "figures" / "public" / path.name
         data = (public if public.exists() and not show_images else path).read_bytes()
-        _write(target / path.name, small(data) if path.suffix == ".png" else data)
+        _write(target / path.name, compress(data) if path.suffix == ".png" else data)
 
 
 def _check_size(folder):
@@ -146,8 +146,8 @@ def _check_size(folder):
         raise InputError(folder, problem, "publish a smaller run")
 
 
-def _index():
-    """Write figures/README.md, which says what run each published folder holds."""
+def _write_index():
+    """Write figures/README.md, which describes the run in each published folder."""
     lines = ["# Published runs", "", "Made by `./run_all.sh --publish runs/NAME`.", ""]
     for folder in sorted(path.parent for path in FIGURES.glob("*/provenance.json")):
         facts = read_json(folder / "provenance.json")
@@ -191,7 +191,7 @@ def results(folder) -> str:
     return "\n".join(lines)
 
 
-def _readme(name: str):
+def _update_readme(name: str):
     """Insert the results of a published run between its markers in README.md, if it has them."""
     text, start = README.read_text(), FROM.format(name)
     if start in text:

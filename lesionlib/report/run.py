@@ -1,4 +1,4 @@
-"""What every notebook does with a run: read its settings and data, write tables and figures.
+"""The interface of notebooks to a run: settings and data, tables, figures and the answer.
 
 run = Run("05_image_quality", run, preset, overrides)
 run.show_settings()
@@ -21,13 +21,13 @@ from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.code import notebook_digest
 from lesionlib.engine.errors import InputError, require
 from lesionlib.engine.files import ROOT, resolve, write_csv
-from lesionlib.engine.provenance import header, record
+from lesionlib.engine.provenance import digest, header, record
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks, plots
 
 
 class Run:
-    """A run as one of its stages sees it.
+    """A run from the point of view of one stage.
 
     `stage` is the notebook's name; `run` the folder of the run, relative to the repository or
     absolute; `overrides` flat settings ({"epochs": 20}) that differ from the preset's. With `whole`
@@ -66,16 +66,16 @@ class Run:
     def images(self, name: str):
         """Images (n, S, S, 3), masks (n, S, S), fingerprint of a set, such as "generated/base"."""
         path = self.path(name)
-        return generators.sets.load(path, generators.sets.made_by(path.name))
+        return generators.sets.load(path, generators.sets.source_notebook(path.name))
 
     def pairs(self, name: str) -> generators.sets.Pairs:
-        """The synthetic pairs `name`; InputError if they know what they must not (`leakage`)."""
+        """The synthetic pairs `name`; InputError if they leak held-out data (`leakage`)."""
         pairs = generators.sets.load_pairs(self.folder, name)
-        evaluation.leakage.synthetic(name, pairs.masks, pairs.facts, self.study)
+        evaluation.leakage.check_synthetic(name, pairs.masks, pairs.facts, self.study)
         return pairs
 
     def remark(self, method: str) -> str:
-        """What a table must say of a method beside its numbers, or ''."""
+        """The remark on a method in tables, or ''."""
         return generators.sets.remark(self.folder, method)
 
     def test_sets(self) -> dict:
@@ -94,7 +94,7 @@ class Run:
 
     @cached_property
     def facts(self) -> dict:
-        """What a record of this run's artefacts says beside their key."""
+        """Additions to the records of this run's artefacts."""
         return {"preset": self.preset, "data": self.study.fingerprint}
 
     def table(self, name: str, frame: pd.DataFrame, show=None, precision: int = 3, **facts):
@@ -114,7 +114,7 @@ class Run:
         return notebook_digest(ROOT / "notebooks" / f"{self.stage}.ipynb")
 
     def show(self, frame: pd.DataFrame, precision: int = 3):
-        """Display a table; what stands in its cells is text, never markup."""
+        """Display a table; cells are shown as text, never as markup."""
         plots.table(frame, precision)
 
     def read(self, name: str, stage: str) -> pd.DataFrame:
@@ -128,6 +128,11 @@ class Run:
     def answer(self, text: str):
         """Display the answer to the notebook's question (Markdown)."""
         notebooks.answer(text)
+
+    @staticmethod
+    def digest(*values) -> str:
+        """A short SHA-256 of what goes into an artefact: arrays, bytes, or JSON-able values."""
+        return digest(*values)
 
     def artefact(self, path, *code, settings=None, inputs=None) -> Artefact:
         """An artefact of this run (`engine.artefacts`): `path` relative to its folder."""

@@ -1,4 +1,4 @@
-"""The networks of Table 2, their training, their grid, and how they are measured."""
+"""The segmentation networks, their training and measures, the grid, and the reference segmenter."""
 
 import pkgutil
 

@@ -17,16 +17,16 @@ from lesionlib.engine.provenance import digest
 from lesionlib.engine.settings import Settings
 from lesionlib.engine.training import Files
 from lesionlib.segmentation import measures, training
-from lesionlib.segmentation.grid import Cell, source
+from lesionlib.segmentation.grid import Cell, synthetic_set
 
 
 @dataclass(frozen=True)
 class CellData:
-    """What cells are trained and tested on.
+    """The data on which cells are trained and tested.
 
     `parts` maps S-train and S-val to (images, masks); `synthetic` is (images, masks,
     mask_fidelity) or None; `tests` maps the name of a test set to (images (N, S, S, 3), N masks at
-    their own resolution, ids); `inputs`: digests of all these, by name.
+    their own resolution, ids); `inputs`: digests of the test sets by name.
     """
 
     parts: dict
@@ -38,17 +38,18 @@ class CellData:
 def training_part(cell: Cell, images, masks, synthetic, order=None):
     """Images and masks on which a cell is trained.
 
-    The first `cell.share` percent of S-train (`images`, `masks`), then the first `cell.amount`
-    synthetic pairs: `synthetic` is (images, masks, mask_fidelity) or None. Of a method that ends
-    in "_best", the pairs of the highest mask fidelity come first. InputError if there are too few.
+    They are the first `cell.share` percent of S-train (`images`, `masks`), then the first
+    `cell.amount` synthetic pairs: `synthetic` is (images, masks, mask_fidelity) or None. For a
+    method that ends in "_best", the pairs of the highest mask fidelity come first. InputError if
+    there are too few.
     """
     real = round(len(images) * cell.share / 100)
     available = 0 if synthetic is None else len(synthetic[0])
     if available < cell.amount:
-        wanted = f"{cell.amount} synthetic pairs of {source(cell.method)}"
+        needed = f"{cell.amount} synthetic pairs of {synthetic_set(cell.method)}"
         raise InputError(
             f"cell {cell.id}",
-            f"it needs {wanted}; there are {available}",
+            f"it needs {needed}; there are {available}",
             "lower `synthetic_amounts`, or generate more pairs (notebooks 02 to 04)",
         )
     if not cell.amount:
@@ -58,63 +59,63 @@ def training_part(cell: Cell, images, masks, synthetic, order=None):
         chosen = np.argsort(-np.asarray(synthetic[2]), kind="stable")
     chosen = chosen[: cell.amount]
     return tuple(
-        np.concatenate([own[:real], added[chosen]])
-        for own, added in zip((images, masks), synthetic[:2], strict=True)
+        np.concatenate([arrays[:real], added[chosen]])
+        for arrays, added in zip((images, masks), synthetic[:2], strict=True)
     )
 
 
-def measured(model, tests: dict, tolerance: float) -> pd.DataFrame:
+def measure_tests(model, tests: dict, tolerance: float) -> pd.DataFrame:
     """`measures.segmentation` of every test image: columns test, id and the measures.
 
     `tests`: see `CellData`.
     """
     rows = []
     for name, (images, masks, ids) in tests.items():
-        found = zip(ids, training.probabilities(model, images), masks, strict=True)
+        predictions = zip(ids, training.probabilities(model, images), masks, strict=True)
         rows += [
-            {"test": name, "id": one} | measures.segmentation(probability, mask, tolerance)
-            for one, probability, mask in found
+            {"test": name, "id": image_id} | measures.segmentation(probability, mask, tolerance)
+            for image_id, probability, mask in predictions
         ]
     return pd.DataFrame(rows)
 
 
-def _read(path) -> pd.DataFrame:
+def _read_rows(path) -> pd.DataFrame:
     text = {"id": str, "method": str, "test": str}
     return pd.read_csv(path, dtype=text, float_precision="round_trip")
 
 
 def run_cell(cell: Cell, data: CellData, settings: Settings, folder, matched_steps: int = 0):
-    """Train and test one cell: a table with a row per test image, and facts about the training.
+    """Train and test one cell; returns a table with a row per test image.
 
     `settings`: the groups `segmentation` and `evaluation`. Under the schedule "steps" a cell gets
     `matched_steps`, else `epochs`. Columns: those of the cell, test, id, the measures of
-    `measures.segmentation` (surfaces within `surface_tolerance`), and the same in every row: pairs,
-    steps, val_dice. The result is an artefact in `folder`, found by its key and read back while
-    that is the same; two cells that are the same training share one.
+    `measures.segmentation` (surfaces within `surface_tolerance`), and, equal in all rows, pairs,
+    steps and val_dice. The result is an artefact in `folder`, named after its key and read back
+    while that is the same; cells that amount to the same training share one.
     """
-    own = settings.segmentation
+    options = settings.segmentation
     part = training_part(cell, *data.parts["S-train"], data.synthetic)
     steps = matched_steps if cell.schedule == "steps" else None
-    steps = steps or training.steps_of(len(part[0]), own.epochs, own.batch)
+    steps = steps or training.count_steps(len(part[0]), options.epochs, options.batch)
     recipe = training.Recipe(
-        own.batch,
-        own.lr,
-        precision=own.segmentation_precision,
-        validations=own.validations,
+        options.batch,
+        options.lr,
+        precision=options.segmentation_precision,
+        validations=options.validations,
         augmentation="classical" if cell.method == "classical" else "flips",
-        encoder=own.unet_encoder,
-        decoder=tuple(own.unet_decoder),
+        encoder=options.unet_encoder,
+        decoder=tuple(options.unet_decoder),
     )
     facts = asdict(recipe) | {"network": cell.network, "steps": steps, "seed": cell.seed}
-    facts |= {"trained_on": [cell.method if cell.amount else "real", cell.amount, cell.share]}
-    facts |= {"size": own.segmentation_size, "tolerance": settings.evaluation.surface_tolerance}
-    artefact = Artefact(Path(folder), (run_cell,), facts, data.inputs)
+    facts["tolerance"] = settings.evaluation.surface_tolerance
+    inputs = {"training part": digest(*part), "S-val": digest(*data.parts["S-val"]), **data.inputs}
+    artefact = Artefact(Path(folder), (run_cell,), facts, inputs)
     artefact = replace(artefact, path=Path(folder) / f"{artefact.digest}.csv")
     if not artefact.is_current():
         _train_and_measure(artefact, cell, part, data, recipe)
-    rows = _read(artefact.path)
-    for place, (name, value) in enumerate(asdict(cell).items()):
-        rows.insert(place, name, value)
+    rows = _read_rows(artefact.path)
+    for position, (name, value) in enumerate(asdict(cell).items()):
+        rows.insert(position, name, value)
     return rows
 
 
@@ -129,38 +130,39 @@ def _train_and_measure(artefact: Artefact, cell: Cell, part, data: CellData, rec
     dice = measures.dice(training.predict(model, val[0]), val[1])
     facts = {"pairs": len(part[0]), "steps": settings["steps"], "val_dice": dice.mean()}
     seconds = round(time.monotonic() - began, 2)
-    rows = measured(model, data.tests, settings["tolerance"]).assign(**facts)
-    Path(f"{path}.json").unlink(missing_ok=True)  # a record never describes another file
+    rows = measure_tests(model, data.tests, settings["tolerance"]).assign(**facts)
+    Path(f"{path}.json").unlink(missing_ok=True)  # a record must never describe another file
     write_csv(path, rows)
     artefact.record(cell=cell.id, seconds=seconds, **facts)
     files.checkpoint.unlink(missing_ok=True)
 
 
 def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings, folder):
-    """Train and test cells one after the other; their tables in one, each also as folder/ID.csv.
+    """Train and test cells one after the other; returns their tables joined.
 
-    `pairs` maps a set's name to its pairs (images, masks, mask_fidelity, fingerprint); `tests` maps
-    a test set's name to (images (N, S, S, 3), N masks at their own resolution, ids). Networks see
-    images of `segmentation_size`. Under the schedule "steps" every cell gets as many steps as
-    S-train with the largest amount of pairs gets under "epochs", unless `matched_steps` says it.
+    Each table is also written as folder/cells/ID.csv.
+
+    `pairs` maps a set's name to its pairs (`images`, `masks`, `fidelity`); `tests` maps
+    a test set's name to (images (N, S, S, 3), N masks at their own resolution, ids). Networks are
+    trained on images of `segmentation_size`. Under the schedule "steps" every cell is trained for
+    `matched_steps`, or, if that is 0, for as many as S-train with the largest amount of pairs
+    under "epochs".
     """
-    own = settings.segmentation
-    size, parts = own.segmentation_size, {name: study.part(name) for name in ("S-train", "S-val")}
+    options = settings.segmentation
+    size = options.segmentation_size
+    parts = {name: study.part(name) for name in ("S-train", "S-val")}
     parts = {name: dataset.resized(one.images, one.masks, size) for name, one in parts.items()}
-    small = {
+    resized = {
         name: (*dataset.resized(one.images, one.masks, size), one.fidelity)
         for name, one in pairs.items()
     }
-    inputs = {"data": study.fingerprint}
-    inputs |= {f"test {n}": digest(images, list(ids), *m) for n, (images, m, ids) in tests.items()}
+    inputs = {f"test {n}": digest(images, list(ids), *m) for n, (images, m, ids) in tests.items()}
     tests = {n: (dataset.shrunk(images, size), m, ids) for n, (images, m, ids) in tests.items()}
     most = len(parts["S-train"][0]) + max(settings.design.synthetic_amounts)
-    matched = own.matched_steps or training.steps_of(most, own.epochs, own.batch)
+    matched = options.matched_steps or training.count_steps(most, options.epochs, options.batch)
     found = []
     for cell in progress(cells, desc="cells"):
-        name = source(cell.method)
-        sets = {f"synthetic {name}": pairs[name].determining(cell.method)} if name else {}
-        data = CellData(parts, small.get(name), tests, inputs | sets)
+        data = CellData(parts, resized.get(synthetic_set(cell.method)), tests, inputs)
         rows = run_cell(cell, data, settings, folder / "checkpoints" / "cells", matched)
         write_csv(folder / "cells" / f"{cell.id}.csv", rows)
         found.append(rows)

@@ -1,11 +1,11 @@
-"""DCSAU-Net, a segmentation network with split attention, which the paper compares with.
+"""DCSAU-Net, a segmentation network with split attention, one of the two in the paper.
 
 Paper: Xu et al. 2023, "DCSAU-Net: A deeper and more compact split-attention U-Net for medical
 image segmentation", Computers in Biology and Medicine 154. Reference implementation:
-github.com/xq141839/DCSAU-Net at 40b796e. The same function, written anew: parameters carry the
-names of its checkpoints, so that weights pass in both directions. One thing differs: there,
-all models of a process share the encoder's and decoder's weights through a module-level
-object; here, every model has its own.
+github.com/xq141839/DCSAU-Net at 40b796e. An independent implementation of the same function:
+parameters carry the names of its checkpoints, so that weights can be exchanged in both directions.
+One thing differs: there, all models of a process share the weights of encoder and decoder through
+a module-level object; here, every model has its own.
 """
 
 import math
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from lesionlib.engine.errors import InputError
 
 STEM = 64  # channels at full resolution
-# Widths (channels in, bottleneck) and whether the first block smooths, from the top down and
-# up again. A stage returns four times its bottleneck width.
+# (channels in, bottleneck width, whether the first block smooths) of the stages, from full
+# resolution down and up again. A stage returns four times its bottleneck width.
 ENCODER = ((64, 32, False), (128, 64, True), (256, 128, True), (512, 128, True))
 DECODER = ((1024, 64, True), (512, 32, True), (256, 16, True), (128, 16, False))
 REDUCTION = 2 ** len(ENCODER)
@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
     """Residual block 1x1, split attention, 1x1: (B, in_channels, H, W) to (B, 4 width, H, W).
 
     `smooth` adds a 3x3 mean (with zero padding) after the attention; `project` puts a 1x1
-    convolution on the skip path, which a change of channels needs.
+    convolution on the skip path, needed when the number of channels changes.
     """
 
     def __init__(self, in_channels: int, width: int, smooth: bool, project: bool):
@@ -107,7 +107,7 @@ def stage(in_channels: int, width: int, smooth: bool) -> nn.Sequential:
 
 
 def join(skip, x):
-    """Double the size of x (B, C, h, w) bilinearly and put it behind skip (B, D, 2h, 2w)."""
+    """Upsample x (B, C, h, w) bilinearly by 2 and append it to the channels of skip."""
     x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
     return torch.cat([skip, x], dim=1)
 
@@ -115,7 +115,7 @@ def join(skip, x):
 class DCSAUNet(nn.Module):
     """DCSAU-Net: float (B, in_channels, H, W) to logits (B, n_classes, H, W).
 
-    H and W must be multiples of 16, and while training B must be at least 2 (the attention
+    H and W must be multiples of 16, and in training B must be at least 2 (the attention
     normalises pooled features, one value per channel and image); else ValueError. No sigmoid
     or softmax is applied. 2,598,785 parameters for three channels and one class.
     """

@@ -5,18 +5,18 @@ from dataclasses import dataclass, replace
 from lesionlib.engine.settings import Settings
 
 ARMS = (
-    "table",  # S-train alone, and with each amount of each generator, for equal epochs (the paper)
-    "steps",  # the same with equal numbers of optimiser steps, the schedule of all arms below
-    "classical",  # S-train alone, classical augmentation
-    "synthetic_only",  # no real image
+    "table",  # the paper: S-train alone, and with each amount of each generator, equal epochs
+    "steps",  # the same for equal optimiser steps, the schedule of all arms below
+    "classical",  # S-train alone with classical augmentation
+    "synthetic_only",  # no real images
     "masks",  # masks of the other two modes
     "prompts",  # empty prompts
     "filtered",  # the synthetic pairs of the highest mask fidelity
     "base",  # images of the base without control
     "low_data",  # a share of S-train
 )
-MODES = ("paper", "real", "fitted")  # of masks, as in masks.MODES
-ALONE = ("real", "classical")  # no synthetic pairs
+MODES = ("paper", "real", "fitted")  # of masks, as in masks.recipe.MODES
+ALONE = ("real", "classical")  # methods without synthetic pairs
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,31 @@ class Cell:
 
     @classmethod
     def parse(cls, name: str) -> "Cell":
-        """The cell of a name; raises ValueError if it is none."""
+        """The cell of this name; ValueError if it is not the name of a cell."""
         try:
             network, method, amount, share, schedule, seed = name.split("-")
             numbers = int(amount), int(share.removeprefix("share")), int(seed.removeprefix("seed"))
             return cls(network, method, *numbers[:2], schedule, numbers[2])
         except ValueError:
             raise ValueError(
-                f"'{name}' is no cell; names look like unet-controlnet-100-share100-epochs-seed0"
+                f"'{name}' is not a cell; a valid name is unet-controlnet-100-share100-epochs-seed0"
             ) from None
 
 
 def control_sets(arms, mask_mode: str) -> list[str]:
-    """Synthetic sets that the arms need beside the generators' own ones; notebook 03 makes them."""
+    """Further synthetic sets that the arms need; notebook 03 generates them."""
     others = [f"controlnet_{mode}" for mode in MODES if mode != mask_mode]
     wanted = {"masks": others, "prompts": ["controlnet_empty"], "base": ["base"]}
     return [name for arm in ARMS if arm in arms for name in wanted.get(arm, [])]
 
 
-def source(method: str) -> str:
-    """The synthetic set that a method's pairs come from, '' if it has none."""
+def synthetic_set(method: str) -> str:
+    """The synthetic set that a method's pairs come from, or ''."""
     return "" if method in ALONE else method.removesuffix("_best")
 
 
 def control_arms(methods, amounts, arms, shares, mask_mode: str) -> list[tuple[str, int, int]]:
-    """(method, amount, share) of what is trained beside the paper's table."""
+    """(method, amount, share) of the arms that the paper's table does not have."""
     few, many, found = min(amounts), max(amounts), []
     if "classical" in arms:
         found.append(("classical", 0, 100))
@@ -85,58 +85,59 @@ def control_arms(methods, amounts, arms, shares, mask_mode: str) -> list[tuple[s
 def grid(networks, control_networks, methods, amounts, seeds, arms, shares, mask_mode):
     """All cells in a stable order: network, arm, schedule, seed.
 
-    The paper's table runs for every network; what else `arms` name runs for `control_networks`,
-    with equal optimiser steps if "steps" is among them.
+    The paper's table is trained for every network, the other `arms` for `control_networks`, with
+    equal optimiser steps if "steps" is among them.
     """
     table = [("real", 0, 100), *((m, amount, 100) for m in methods for amount in amounts)]
     schedules = ["epochs"] * ("table" in arms) + ["steps"] * ("steps" in arms)
     controls = control_arms(methods, amounts, arms, shares, mask_mode)
     cells = []
     for network in networks:
-        some = [(*arm, schedule) for schedule in schedules for arm in table]
+        trained = [(*arm, schedule) for schedule in schedules for arm in table]
         if network in control_networks:
-            some += [(*arm, "steps" if "steps" in arms else "epochs") for arm in controls]
-        cells += [Cell(network, *arm, seed) for arm in some for seed in seeds]
+            trained += [(*arm, "steps" if "steps" in arms else "epochs") for arm in controls]
+        cells += [Cell(network, *arm, seed) for arm in trained for seed in seeds]
     return cells
 
 
 def planned_cells(settings: Settings) -> list[Cell]:
-    """The grid of a run's settings; external generators are methods too."""
-    design, own = settings.design, settings.segmentation
+    """The grid of a run, with external generators as further methods."""
+    design, segmentation = settings.design, settings.segmentation
     methods = [*design.methods, *design.external_generators]
     return grid(
-        own.networks,
-        own.control_networks,
+        segmentation.networks,
+        segmentation.control_networks,
         methods,
         design.synthetic_amounts,
-        own.seeds,
+        segmentation.seeds,
         design.arms,
-        own.data_shares,
+        segmentation.data_shares,
         design.mask_mode,
     )
 
 
 def jobs(cells: list[Cell], per_job: int) -> list[tuple[list[str], list[str]]]:
-    """Synthetic sets and cell names of jobs of about `per_job` cells that take about as long.
+    """Synthetic sets and cell names of jobs of about `per_job` cells and similar duration.
 
-    A job needs sets of one generator, so that it need not wait for the other. The two schedules of
-    the largest set, which may be one training, are in one job: none is trained twice.
+    A job needs sets of one generator only, so that it need not wait for the other. The two
+    schedules of the largest set, which may be the same training, are in one job, so that it is
+    not trained twice.
     """
 
-    def maker(cell):
-        name = source(cell.method)
+    def generator(cell):
+        name = synthetic_set(cell.method)
         return "controlnet" if name == "base" or name.startswith("controlnet_") else name
 
     most, found = max((cell.amount for cell in cells), default=0), []
-    for needed in dict.fromkeys(map(maker, cells)):
+    for needed in dict.fromkeys(map(generator, cells)):
         units = {}
         for cell in cells:
-            if maker(cell) == needed:
+            if generator(cell) == needed:
                 schedule = "" if cell.amount == most else cell.schedule
                 units.setdefault(replace(cell, schedule=schedule), []).append(cell)
-        number = -(-sum(map(len, units.values())) // per_job)
-        shares = [list(units.values())[i::number] for i in range(number)]
-        for share in ([cell for unit in some for cell in unit] for some in shares if some):
-            sets = dict.fromkeys(source(cell.method) for cell in share)
+        n_jobs = -(-sum(map(len, units.values())) // per_job)
+        shares = [list(units.values())[i::n_jobs] for i in range(n_jobs)]
+        for share in ([cell for unit in chosen for cell in unit] for chosen in shares if chosen):
+            sets = dict.fromkeys(synthetic_set(cell.method) for cell in share)
             found.append(([name for name in sets if name], [cell.id for cell in share]))
     return found

@@ -1,4 +1,4 @@
-"""Image quality and overlap, with every convention stated: pure functions on numpy arrays."""
+"""Measures of segmentations with their conventions: pure functions on NumPy arrays."""
 
 import cv2
 import numpy as np
@@ -39,8 +39,8 @@ def _outline(mask):
 def surface_distances(pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels from each outline pixel of `pred` to `target`'s outline, and the other way round.
 
-    Both are bool (H, W) and not empty. Outlines are the pixels that an erosion by a cross takes
-    away, the image's border counting as outside.
+    Both are bool (H, W) and not empty. Outlines are the pixels that an erosion by a cross
+    removes, with the image's border as outside.
     """
     x, y, width, height = cv2.boundingRect((pred | target).view(np.uint8))
     part = np.s_[y : y + height, x : x + width]
@@ -58,10 +58,12 @@ def boundary(pred: np.ndarray, target: np.ndarray, tolerance: float) -> dict:
     if not pred.any() or not target.any():
         same = float(pred.any() == target.any())
         return {"hd95": 1 - same, "nsd": same}
-    some, others = (apart / np.hypot(*pred.shape) for apart in surface_distances(pred, target))
-    near = (some <= tolerance).sum() + (others <= tolerance).sum()
-    hd95 = max(np.percentile(some, 95), np.percentile(others, 95))
-    return {"hd95": float(hd95), "nsd": float(near / (len(some) + len(others)))}
+    from_pred, from_target = (
+        distances / np.hypot(*pred.shape) for distances in surface_distances(pred, target)
+    )
+    near = (from_pred <= tolerance).sum() + (from_target <= tolerance).sum()
+    hd95 = max(np.percentile(from_pred, 95), np.percentile(from_target, 95))
+    return {"hd95": float(hd95), "nsd": float(near / (len(from_pred) + len(from_target)))}
 
 
 def calibration(probability: np.ndarray, target: np.ndarray, bins: int = 10) -> dict:
@@ -72,10 +74,10 @@ def calibration(probability: np.ndarray, target: np.ndarray, bins: int = 10) -> 
     """
     bin_of = np.minimum((probability * bins).astype(int), bins - 1).ravel()
     sums = (np.bincount(bin_of, x.ravel().astype(float), bins) for x in (probability, target))
-    apart = np.abs(np.subtract(*sums))
+    differences = np.abs(np.subtract(*sums))
     return {
         "brier": float(np.mean((probability - target) ** 2)),
-        "ece": float(apart.sum() / probability.size),
+        "ece": float(differences.sum() / probability.size),
     }
 
 

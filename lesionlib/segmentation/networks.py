@@ -8,7 +8,7 @@ from lesionlib.segmentation.dcsaunet import DCSAUNet
 
 NETWORKS = ("unet", "dcsaunet")
 DECODER = (64, 48, 32, 16, 16)  # narrower than smp's default (256, 128, 64, 32, 16)
-MEAN, STD = 0.5, 0.25  # fixed: no statistics of the data enter a network
+MEAN, STD = 0.5, 0.25  # fixed, not computed from the data
 
 
 def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> nn.Module:
@@ -38,7 +38,7 @@ def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
     """Soft Dice loss, a scalar in [0, 1], of logits and 0/1 targets of one shape.
 
-    Sums run over the pixels of the whole batch: large lesions count for more than small ones.
+    Sums run over the pixels of the whole batch: large lesions weigh more than small ones.
     Equals segmentation-models-pytorch's DiceLoss with half of `smooth` (in pixels).
     """
     probability = logits.sigmoid()
@@ -47,7 +47,7 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -
 
 
 def augment(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each of (B, C, S, S) in one of the eight positions of a square, drawn uniformly."""
+    """Each of (B, C, S, S) in one of eight orientations, drawn uniformly."""
     bits = torch.rand((3, len(pairs), 1, 1, 1), generator=generator) < 0.5
     down, across, diagonal = bits.to(pairs.device)  # each (B, 1, 1, 1)
     pairs = torch.where(down, pairs.flip(2), pairs)
@@ -55,7 +55,7 @@ def augment(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(diagonal, pairs.transpose(2, 3), pairs)
 
 
-TURN, SCALE, SHIFT, COLOUR = 180.0, (0.8, 1.25), 0.1, 0.2  # of classical augmentation
+TURN, SCALE, SHIFT, COLOUR = 180.0, (0.8, 1.25), 0.1, 0.2  # ranges of classical augmentation
 
 
 def augment_classically(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -72,8 +72,8 @@ def augment_classically(pairs: torch.Tensor, generator: torch.Generator) -> torc
     shift = 2 * SHIFT * (2 * draw[:, 2:4] - 1)  # the square spans -1 to 1
     cos, sin = angle.cos() / scale, angle.sin() / scale
     matrix = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
-    places = functional.affine_grid(matrix, pairs.shape, align_corners=False)
-    pairs = functional.grid_sample(pairs, places, padding_mode="reflection", align_corners=False)
+    grid = functional.affine_grid(matrix, pairs.shape, align_corners=False)
+    pairs = functional.grid_sample(pairs, grid, padding_mode="reflection", align_corners=False)
     light, contrast, colour = ((1 + COLOUR * (2 * draw[:, 4:] - 1)).T)[..., None, None, None]
     image = pairs[:, :3] * light
     image = (image - image.mean((1, 2, 3), keepdim=True)) * contrast + image.mean(
@@ -88,5 +88,5 @@ AUGMENTATIONS = {"flips": augment, "classical": augment_classically}
 
 
 def inputs(images: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, S, S) of 0 to 255 as the networks take them: (x / 255 - MEAN) / STD."""
+    """Images (B, 3, S, S) of 0 to 255 as input of the networks: (x / 255 - MEAN) / STD."""
     return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""Is the lesion where the mask says? The reference segmenter, a U-Net trained on real images only.
+"""The reference segmenter, a U-Net trained on real images only, which locates generated lesions.
 
-It is trained once, on S-train with S-val to choose the weights, and used by every later stage:
-during the training of a generator, for every synthetic pair, and for Table 1's images.
+It is trained once on S-train, with S-val to choose the weights. Later stages compare its
+predictions with the masks: in validations, for every synthetic pair, and for Table 1's images.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lesionlib.data import dataset
 from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import require
 from lesionlib.engine.files import atomic_write, read_json, resolve, write_json
-from lesionlib.engine.provenance import unchanged
+from lesionlib.engine.provenance import digest, unchanged
 from lesionlib.engine.settings import Reference
 from lesionlib.engine.training import Files, device
 from lesionlib.segmentation import measures, networks, training
@@ -23,7 +23,7 @@ from lesionlib.segmentation import measures, networks, training
 
 @dataclass
 class ReferenceSegmenter:
-    """A segmentation network and the pixels per side of its input."""
+    """A segmentation network and the side of its input in pixels."""
 
     model: nn.Module
     size: int
@@ -35,31 +35,32 @@ class ReferenceSegmenter:
 
     def measures(self, images: np.ndarray, masks: np.ndarray, tolerance: float) -> pd.DataFrame:
         """`measures.segmentation` of its predictions, a row per image, at the size of `masks`."""
-        found = training.probabilities(self.model, dataset.shrunk(images, self.size))
-        pairs = zip(found, masks, strict=True)
+        predictions = training.probabilities(self.model, dataset.shrunk(images, self.size))
+        pairs = zip(predictions, masks, strict=True)
         return pd.DataFrame([measures.segmentation(p, m, tolerance) for p, m in pairs])
 
 
 def train(run, study, settings: Reference, **facts) -> ReferenceSegmenter:
-    """Train the reference segmenter of a run into models/reference_segmenter, unless it is there.
+    """Train the reference segmenter of a run in models/reference_segmenter, unless it is current.
 
     An interrupted training continues from the run's checkpoints/reference_segmenter.
     """
     folder = resolve(run) / "models" / "reference_segmenter"
-    target, inputs = folder / "model.safetensors", {"data": study.fingerprint}
+    part, val_part = (
+        dataset.resized(part.images, part.masks, settings.size)
+        for part in (study.part("S-train"), study.part("S-val"))
+    )
+    target, inputs = folder / "model.safetensors", {"S-train": digest(*part)}
+    inputs["S-val"] = digest(*val_part)
     artefact = Artefact(target, (train,), settings.determining(), inputs)
     if not artefact.is_current():
-        part, val_part = (
-            dataset.resized(part.images, part.masks, settings.size)
-            for part in (study.part("S-train"), study.part("S-val"))
-        )
         work = resolve(run) / "checkpoints" / "reference_segmenter"
         files = Files(work / "checkpoint.pt", work / "log.csv")
-        steps = training.steps_of(len(part[0]), settings.epochs, settings.batch)
+        steps = training.count_steps(len(part[0]), settings.epochs, settings.batch)
         options = {"encoder": settings.encoder, "decoder": tuple(settings.decoder)}
         recipe = training.Recipe(settings.batch, settings.lr, **options)
-        own = dict(seed=0, steps=steps, files=files, key=artefact.digest)
-        model = training.train("unet", part, val_part, recipe, **own)
+        call = dict(seed=0, steps=steps, files=files, key=artefact.digest)
+        model = training.train("unet", part, val_part, recipe, **call)
         options = {"encoder": settings.encoder, "decoder_channels": settings.decoder}
         write_json(folder / "config.json", {"size": settings.size, "options": options})
         with atomic_write(target) as temporary:

@@ -1,8 +1,8 @@
 """Table 2: segmentation networks trained on S-train, alone or with synthetic pairs.
 
 Paper (arXiv 2310.02906): U-Net and DCSAU-Net, Dice loss, Adam with 1e-3, batch 256, 350 epochs.
-Not stated there and chosen here: the U-Net's encoder, flips and quarter turns, and that the
-weights of the best validation on S-val are kept; S-test is seen once, after training.
+Not stated there and chosen here: the U-Net's encoder, flips and quarter turns, and keeping the
+weights of the best validation on S-val; S-test is predicted once, after training.
 """
 
 import copy
@@ -19,7 +19,7 @@ from lesionlib.segmentation.networks import AUGMENTATIONS, DECODER, build, dice_
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a segmentation network is trained, whatever it is trained on.
+    """How a segmentation network is trained.
 
     `precision` no or bf16 (fp16 would need loss scaling); `validations`: how often the Dice on
     S-val is measured; `augmentation`: one of AUGMENTATIONS; `encoder` and `decoder` (channels) are
@@ -48,7 +48,7 @@ def _check(images, masks, what):
         )
 
 
-def steps_of(n: int, epochs: int, batch: int) -> int:
+def count_steps(n: int, epochs: int, batch: int) -> int:
     """Optimiser steps of `epochs` on n images: epochs x ceil(n / batch), batch at least 2."""
     return epochs * -(-n // max(2, batch))
 
@@ -57,9 +57,9 @@ def steps_of(n: int, epochs: int, batch: int) -> int:
 def probabilities(model: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray:
     """Probabilities of lesion (N, S, S), float32, for uint8 images (N, S, S, 3)."""
     model.eval()
-    place, found = next(model.parameters()).device, []
+    model_device, found = next(model.parameters()).device, []
     for start in range(0, len(images), batch):
-        part = torch.from_numpy(images[start : start + batch]).to(place).permute(0, 3, 1, 2)
+        part = torch.from_numpy(images[start : start + batch]).to(model_device).permute(0, 3, 1, 2)
         found.append(model(inputs(part))[:, 0].float().sigmoid().cpu().numpy())
     return np.concatenate(found)
 
@@ -82,7 +82,7 @@ class Segmentation(Task):
         super().__init__(model, torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True))
         images, masks = part
         self.pairs = torch.from_numpy(np.concatenate([images, masks[..., None]], axis=-1))
-        self.pairs = self.pairs.to(device())  # (N, S, S, 4): image and mask as one picture
+        self.pairs = self.pairs.to(device())  # (N, S, S, 4): image and mask as channels
         self.batch = max(2, min(recipe.batch, len(images)))  # batch normalisation needs two
         self.change = AUGMENTATIONS[recipe.augmentation]
         self.dtype = {"no": None, "bf16": torch.bfloat16}[recipe.precision]
@@ -128,8 +128,8 @@ def train(
     """Train a network and return it with the weights of its best validation.
 
     `part` and `val_part`: uint8 images (N, S, S, 3) and masks (N, S, S) of 0/1, else ValueError.
-    Adam minimises `dice_loss` for `steps` steps on full batches cut from shuffled epochs. What is
-    drawn depends on (seed, step) alone: equal results on a CPU with equal threads. The mean Dice
+    Adam minimises `dice_loss` for `steps` steps on full batches from shuffled epochs. Random
+    numbers depend on seed and step alone: equal results on a CPU with equal threads. The mean Dice
     per image of `val_part` is measured `recipe.validations` times, the last at the end.
 
     `files.log` gets a row at each validation. An interrupted training of the same `key` continues
@@ -139,6 +139,6 @@ def train(
     _check(*part, "training part")
     _check(*val_part, "validation part")
     every = -(-steps // recipe.validations)
-    often = {"save_every": 0, "log_every": every, "validate_every": every}
-    schedule = Schedule(steps, recipe.lr, decay="constant", precision=recipe.precision, **often)
+    intervals = {"save_every": 0, "log_every": every, "validate_every": every}
+    schedule = Schedule(steps, recipe.lr, decay="constant", precision=recipe.precision, **intervals)
     return Loop(Segmentation(network, part, val_part, recipe, seed), files, schedule, key).run()

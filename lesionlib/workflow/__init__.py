@@ -1,4 +1,4 @@
-"""The command line, one stage of the study, and what can be fetched beforehand."""
+"""The command line, the execution of one stage, and the prefetch."""
 
 import pkgutil
 

@@ -1,6 +1,6 @@
-"""What `./run_all.sh` hands over to: Snakemake with the study's options, then the result.
+"""The command behind `./run_all.sh`: Snakemake with the study's options, then the result.
 
-Modules that import pandas are imported where they are used: a second start takes under 3 s.
+Modules that import pandas are imported where they are used, so that a second start is quick.
 """
 
 import argparse
@@ -43,13 +43,13 @@ OPTIONS = (
     ("--help-settings", "", "list all settings with their meaning"),
     ("--test", "", "run the tests (more: for pytest)"),
     ("--fetch", "", "download ISIC (more: for lesionlib.data.download)"),
-    ("--prefetch", "", "fetch all that a run would (ISIC, base, weights)"),
+    ("--prefetch", "", "download all that a run needs (ISIC, base, weights)"),
     ("--bench", "", "measure speed against references"),
-    ("--publish", "RUN", "copy what may be shown of a finished run to figures/"),
+    ("--publish", "RUN", "copy the publishable part of a finished run to figures/"),
     ("--show-images", "", "publish real images too (if you may)"),
     ("--cluster", "NAME", "send the jobs to a cluster, by profiles/NAME (slurm)"),
     ("--why", "FILE", "show what a table or figure of a run was made from"),
-    ("--verify", "RUN", "check that all files of a run are as they were written"),
+    ("--verify", "RUN", "check that no file of a run is missing or modified"),
     ("--lab", "", "open JupyterLab"),
 )
 REPEATED = (  # may be given several times
@@ -67,7 +67,7 @@ PAIRS = (  # option NAME=DIR, group and name of its setting
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of the study's own; everything else goes to Snakemake."""
+    """The study's own options; all others go to Snakemake."""
     options = argparse.ArgumentParser(
         prog="run_all.sh",
         allow_abbrev=False,
@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("-h", "--help", action="help", help="this text")
     options.add_argument("--preset", default="quick", help=f"one of {', '.join(config.presets())}")
     for name, metavar, text in OPTIONS:
-        known = {"metavar": metavar} if metavar else {"action": "store_true"}
-        options.add_argument(name, help=text, **known)
+        value = {"metavar": metavar} if metavar else {"action": "store_true"}
+        options.add_argument(name, help=text, **value)
     for name, metavar, text in REPEATED:
         options.add_argument(name, action="append", default=[], metavar=metavar, help=text)
     options.add_argument(
@@ -100,7 +100,7 @@ def overrides(options) -> dict:
         key, separator, value = item.partition("=")
         if not separator:
             raise InputError("--config", f"'{item}' is not KEY=VALUE", "write --config epochs=20")
-        words = value in ("on", "off", "yes", "no")  # which YAML takes for true and false
+        words = value in ("on", "off", "yes", "no")  # YAML would read these as booleans
         given[key] = value if words else yaml.safe_load(value)
     for option, _, key in PAIRS:
         named = [item.partition("=") for item in getattr(options, option)]
@@ -118,7 +118,7 @@ def overrides(options) -> dict:
 
 
 def check_sources(settings: config.Settings):
-    """Raise InputError at once if the folders that the settings name are not there."""
+    """Raise InputError at once if folders that the settings name do not exist."""
     for option, group, key in PAIRS:
         for folders in getattr(getattr(settings, group), key).values():
             from lesionlib.data.catalogue import pair_folders  # imports pandas: slow
@@ -143,7 +143,7 @@ def check_sources(settings: config.Settings):
 
 
 def check_cluster(name: str | None):
-    """Raise InputError if there is no such profile, or no Slurm where it is asked for."""
+    """Raise InputError if there is no such profile, or if Slurm is requested but not installed."""
     known = sorted(path.parent.name for path in (ROOT / "profiles").glob("*/config.yaml"))
     if name and name not in known:
         raise InputError(
@@ -155,22 +155,22 @@ def check_cluster(name: str | None):
         )
 
 
-def snakemake(options, rest) -> int:
+def run_snakemake(options, rest) -> int:
     """Run the DAG and, if it succeeds, print the two tables and the path of the report."""
     given = overrides(options)
     check_cluster(options.cluster)
     settings = config.load(options.preset, given, options.name)
     check_sources(settings)
     values = [f"{key}={config.one_line(value)}" for key, value in given.items()]
-    own = ["--workflow-profile", f"profiles/{options.cluster or 'local'}"]
+    profile = ["--workflow-profile", f"profiles/{options.cluster or 'local'}"]
     if {"--profile", "--workflow-profile"} & set(rest):
-        own = []
+        profile = []
     command = [
         sys.executable,
         "-m",
         "snakemake",
-        "--nolock",  # its locks outlive a killed run; ours, one for each run, do not
-        *own,
+        "--nolock",  # its locks outlive a killed run; our run lock does not
+        *profile,
         *rest,
         "--config",
         f"preset={options.preset}",
@@ -179,8 +179,8 @@ def snakemake(options, rest) -> int:
     ]
     if QUIET & set(rest):
         return subprocess.run(command, cwd=ROOT).returncode
-    with run_lock(resolve(settings.run)) as hold:
-        code = subprocess.run(command, cwd=ROOT, pass_fds=[hold]).returncode
+    with run_lock(resolve(settings.run)) as lock:
+        code = subprocess.run(command, cwd=ROOT, pass_fds=[lock]).returncode
     report = resolve(settings.run) / "report" / "index.html"
     if code == 0 and report.exists():
         from lesionlib.report.summary import summary_lines  # imports pandas: slow
@@ -219,7 +219,7 @@ def main(arguments=None) -> int:
 
             prefetch(config.load(options.preset, overrides(options)))
             return 0
-        return snakemake(options, rest)
+        return run_snakemake(options, rest)
     except InputError as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
-"""Downloads all that a run needs beforehand, for clusters whose compute nodes have no network.
+"""Downloads all that a run needs, for clusters whose compute nodes have no network.
 
-`./run_all.sh --preset paper --prefetch` installs the packages, as every start does, and then gets
+`./run_all.sh --preset paper --prefetch` installs the packages, as every start does, and downloads
 what the settings name: ISIC, the base model, weights for the VGG loss and for Inception.
 """
 
@@ -9,8 +9,8 @@ from lesionlib.engine.files import resolve
 from lesionlib.engine.settings import Settings
 
 
-def base_model(name: str):
-    """Put a base of the hub into the hub's cache; a directory needs nothing."""
+def fetch_base_model(name: str):
+    """Download a base to the hub's cache, unless it is a local directory."""
     if resolve(name).exists():
         return f"{name}: a directory"
     from diffusers import StableDiffusionPipeline  # slow import, needed only here
@@ -20,14 +20,14 @@ def base_model(name: str):
     except (OSError, ValueError) as error:
         raise InputError(
             f"base_model: {name}",
-            f"the hub did not give it ({str(error)[:200]})",
+            f"it could not be downloaded from the hub ({str(error)[:200]})",
             "check the id and the network, or set base_model to a diffusers directory",
         ) from error
     return f"{name}: {found}"
 
 
-def torchvision_weights(name: str, weights: str):
-    """Put weights of torchvision into torch.hub's cache."""
+def fetch_torchvision_weights(name: str, weights: str):
+    """Download weights of torchvision to torch.hub's cache."""
     import torchvision  # slow import, needed only here
 
     try:
@@ -39,7 +39,7 @@ def torchvision_weights(name: str, weights: str):
     return f"{weights}: in torch.hub's cache"
 
 
-def isic(folder):
+def fetch_isic(folder):
     """Download ISIC's images and tables."""
     from lesionlib.data import download
 
@@ -48,23 +48,25 @@ def isic(folder):
     return f"{folder}: ISIC"
 
 
-def due(settings: Settings) -> list:
-    """What the settings need from the network, as (function, its arguments)."""
+def downloads(settings: Settings) -> list:
+    """The downloads that the settings need, as (function, arguments)."""
     needed = []
     if settings.data.source == "isic":
-        needed.append((isic, [resolve(settings.data.isic_root)]))
+        needed.append((fetch_isic, [resolve(settings.data.isic_root)]))
     if settings.base.model:
-        needed.append((base_model, [settings.base.model]))
+        needed.append((fetch_base_model, [settings.base.model]))
     if settings.pix2pixhd.vgg == "download":
-        needed.append((torchvision_weights, ["VGG19_Weights", "weights of the VGG loss"]))
+        needed.append((fetch_torchvision_weights, ["VGG19_Weights", "weights of the VGG loss"]))
     if settings.evaluation.features == "inception":
-        needed.append((torchvision_weights, ["Inception_V3_Weights", "weights of Inception v3"]))
+        needed.append(
+            (fetch_torchvision_weights, ["Inception_V3_Weights", "weights of Inception v3"])
+        )
     return needed
 
 
 def prefetch(settings: Settings):
-    """Get all of it, the smallest last; InputError names what cannot be had."""
-    needed = due(settings)
+    """Download everything that the settings name; InputError names what is unavailable."""
+    needed = downloads(settings)
     for function, arguments in needed:
         print(function(*arguments))
     print(f"{len(needed)} fetched; the run needs no network now" if needed else "nothing to fetch")

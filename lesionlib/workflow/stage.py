@@ -1,4 +1,4 @@
-"""Runs one notebook of the study with papermill, and writes down what it used and made.
+"""Runs one notebook of the study with papermill and records its inputs, outputs and costs.
 
 `python -m lesionlib.workflow.stage NOTEBOOK EXECUTED --text LOG --facts JSON --values JSON
 --inputs FILE ... --outputs FILE ...` is what every rule of the Snakefile calls.
@@ -24,16 +24,16 @@ from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
 
-# Jupyter draws the ports of a kernel before it binds them: two that start at the same moment may
-# draw the same one, and the second dies with these words before it has run anything.
+# Jupyter chooses the ports of a kernel before it binds them: if two that start at the same moment
+# choose the same one, the second dies with this message before it runs any code.
 NO_KERNEL = "Kernel died before replying to kernel_info"
 ATTEMPTS = 3
 
 
-def warn_kernel(number, frame):
-    """Pass a signal to stop on to the notebook's kernel, which has a session of its own.
+def forward_signal(number, frame):
+    """Forward a signal to stop to the notebook's kernel, which runs in its own session.
 
-    A training then writes its checkpoint and ends (`training.Stop`); anything else just ends.
+    A training then writes its checkpoint and ends (`training.Stop`); anything else ends at once.
     """
     children = psutil.Process().children(recursive=True)
     kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
@@ -51,7 +51,7 @@ def gpus() -> list:
 
 
 def gpu_energy(handles) -> float:
-    """Watt hours that the GPUs have counted since their driver was loaded, whoever used them.
+    """Watt hours that the GPUs have counted since their driver was loaded, for all programs.
 
     The counter exists from NVIDIA's Volta generation on; an older GPU adds nothing.
     """
@@ -69,8 +69,8 @@ def watch_gpus(handles, peak: list, ended: threading.Event):
         peak[0] = max([peak[0], *map(round, used)])
 
 
-def papermill(given) -> tuple[int, dict]:
-    """Execute the notebook; exit status, start, and what it took of the GPUs."""
+def run_papermill(given) -> tuple[int, dict]:
+    """Execute the notebook; returns exit status, and its start and use of GPUs."""
     command = [
         "papermill",
         given.notebook,
@@ -88,7 +88,7 @@ def papermill(given) -> tuple[int, dict]:
         with open(given.text, "w") as text:
             process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
             for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, warn_kernel)
+                signal.signal(number, forward_signal)
             code = process.wait()
         if not code or NO_KERNEL not in Path(given.text).read_text():
             break
@@ -101,7 +101,7 @@ def papermill(given) -> tuple[int, dict]:
 
 
 def digests(paths) -> dict:
-    """Paths relative to the repository, each with the digest of its file."""
+    """Digests of files by their paths relative to the repository."""
     found = {path: Path(path).resolve() for path in paths}
     return {
         str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path): file_digest(path)
@@ -109,8 +109,8 @@ def digests(paths) -> dict:
     }
 
 
-def facts(given, executed: Path) -> dict:
-    """What is recorded of a stage: its key (code and settings), inputs, outputs, environment."""
+def stage_record(given, executed: Path) -> dict:
+    """The record of a stage: its key (code and settings), inputs, outputs, environment."""
     notebook, parameters = f"{executed.stem.partition('-')[0]}.ipynb", json.loads(given.values)
     groups = STAGES[Path(notebook).stem]
     read = settings.load(parameters["preset"], parameters["overrides"], groups=groups)
@@ -139,16 +139,16 @@ def main(arguments=None) -> int:
     for name in ("--inputs", "--outputs"):
         options.add_argument(name, nargs="*", default=[])
     given = options.parse_args(arguments)
-    code, took = papermill(given)
+    code, costs = run_papermill(given)
     executed = Path(given.executed)
-    said = notebooks.said(executed) if executed.exists() else []
-    for line in said:
+    messages = notebooks.collect_messages(executed) if executed.exists() else []
+    for line in messages:
         print(f"\n{line}\n", file=sys.stderr)
     if code:
         lines = Path(given.text).read_text().splitlines()[-3:]
         print("\n".join(lines), file=sys.stderr)
         return code
-    write_json(given.facts, facts(given, executed) | took)
+    write_json(given.facts, stage_record(given, executed) | costs)
     return 0
 
 
