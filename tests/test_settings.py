@@ -266,3 +266,8 @@ def test_the_command_line_gives_flat_overrides():
 )
 def test_a_setting_is_one_line_however_long(value):
     assert "\n" not in config.one_line(value) and yaml.safe_load(config.one_line(value)) == value
+
+
+def test_the_listing_in_the_docs_is_that_of_the_settings():
+    text = (config.ROOT / "docs" / "settings.md").read_text()
+    assert f"```yaml\n{config.explain()}```" in text

@@ -4,7 +4,8 @@ The defaults are the preset `quick`; a preset (config/NAME.yaml) states only wha
 command line and in YAML a setting goes by its flat key, the prefix of its group and its name
 (`controlnet_steps` is `settings.controlnet.steps`).
 
-`python -m lesionlib.engine.settings PRESET` prints a preset's settings as YAML.
+`python -m lesionlib.engine.settings PRESET` prints a preset's settings as YAML; with `--docs`
+instead of a preset it writes docs/settings.md.
 """
 
 import difflib
@@ -712,8 +713,17 @@ def table(groups, settings: Settings) -> list[tuple]:
     ]
 
 
+def write_docs():
+    """Write docs/settings.md, the commented listing of all settings."""
+    text = "# Settings\n\nMade by `python -m lesionlib.engine.settings --docs`; do not edit.\n\n"
+    (ROOT / "docs" / "settings.md").write_text(f"{text}```yaml\n{explain()}```\n")
+
+
 if __name__ == "__main__":
     try:
-        yaml.safe_dump(load(*sys.argv[1:2]).flat(), sys.stdout, sort_keys=False)
+        if sys.argv[1:] == ["--docs"]:
+            write_docs()
+        else:
+            yaml.safe_dump(load(*sys.argv[1:2]).flat(), sys.stdout, sort_keys=False)
     except InputError as problem:
         sys.exit(f"settings: {problem}")
