@@ -33,11 +33,24 @@ class ReferenceSegmenter:
         images, masks = dataset.resized(images, masks, self.size)
         return measures.dice(training.predict(self.model, images), masks)
 
-    def measures(self, images: np.ndarray, masks: np.ndarray, tolerance: float) -> pd.DataFrame:
-        """`measures.segmentation` of its predictions, a row per image, at the size of `masks`."""
-        predictions = training.probabilities(self.model, dataset.shrunk(images, self.size))
-        pairs = zip(predictions, masks, strict=True)
-        return pd.DataFrame([measures.segmentation(p, m, tolerance) for p, m in pairs])
+
+def measure(segmenter: ReferenceSegmenter, images, masks, tolerance: float) -> pd.DataFrame:
+    """`measures.segmentation` of its predictions on images (N, S, S, 3), a row per image.
+
+    At the size of `masks` (N, S, S); surfaces within `tolerance` of the image's diagonal.
+    """
+    small = dataset.shrunk(images, segmenter.size)
+    pairs = zip(training.probabilities(segmenter.model, small), masks, strict=True)
+    return pd.DataFrame([measures.segmentation(p, m, tolerance) for p, m in pairs])
+
+
+def fit(part, val_part, settings: Reference, files: Files, key: str) -> nn.Module:
+    """The network trained on `part`, (images, masks), with the weights of its best validation."""
+    steps = training.count_steps(len(part[0]), settings.epochs, settings.batch)
+    options = {"encoder": settings.encoder, "decoder": tuple(settings.decoder)}
+    recipe = training.Recipe(settings.batch, settings.lr, **options)
+    call = dict(seed=0, steps=steps, files=files, key=key)
+    return training.train("unet", part, val_part, recipe, **call)
 
 
 def train(run, study, settings: Reference, **facts) -> ReferenceSegmenter:
@@ -52,15 +65,11 @@ def train(run, study, settings: Reference, **facts) -> ReferenceSegmenter:
     )
     target, inputs = folder / "model.safetensors", {"S-train": digest(*part)}
     inputs["S-val"] = digest(*val_part)
-    artefact = Artefact(target, (train,), settings.determining(), inputs)
+    artefact = Artefact(target, (fit,), settings.determining(), inputs)
     if not artefact.is_current():
         work = resolve(run) / "checkpoints" / "reference_segmenter"
         files = Files(work / "checkpoint.pt", work / "log.csv")
-        steps = training.count_steps(len(part[0]), settings.epochs, settings.batch)
-        options = {"encoder": settings.encoder, "decoder": tuple(settings.decoder)}
-        recipe = training.Recipe(settings.batch, settings.lr, **options)
-        call = dict(seed=0, steps=steps, files=files, key=artefact.digest)
-        model = training.train("unet", part, val_part, recipe, **call)
+        model = fit(part, val_part, settings, files, artefact.digest)
         options = {"encoder": settings.encoder, "decoder_channels": settings.decoder}
         write_json(folder / "config.json", {"size": settings.size, "options": options})
         with atomic_write(target) as temporary:
