@@ -107,7 +107,6 @@ class Run:
             record(path, key={"code": code, "settings": groups}, preset=self.preset, **facts)
         if show is not None:
             self.show(frame if show is True else frame[[c for c in show if c in frame]], precision)
-        return frame
 
     @cached_property
     def _code(self) -> str:
