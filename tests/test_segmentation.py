@@ -15,7 +15,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log
 from lesionlib.engine.settings import Evaluation, Segmentation
 from lesionlib.engine.training import Files
-from lesionlib.segmentation import cells, networks, training
+from lesionlib.segmentation import cells, measures, networks, training
 from lesionlib.segmentation.grid import Cell
 from lesionlib.segmentation.measures import dice
 
@@ -350,7 +350,7 @@ def test_summary_and_table_by_hand():
         columns=[*cells.ARM, "test", "seed", "dice"],
     )
     rows = rows.assign(
-        **dict.fromkeys(cells.MEASURES[1:], 0.5),
+        **dict.fromkeys(measures.MEASURES[1:], 0.5),
         tp=0.2,
         fp=[0, 0.4] * 2,
         fn=0.0,

@@ -18,6 +18,7 @@ from lesionlib.engine.settings import Settings
 from lesionlib.engine.training import Files
 from lesionlib.segmentation import measures, training
 from lesionlib.segmentation.grid import Cell, synthetic_set
+from lesionlib.segmentation.measures import MEASURES
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,6 @@ def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings,
 
 
 ARM = ["network", "method", "amount", "share", "schedule"]
-MEASURES = ["dice", "iou", "iou65", "hd95", "nsd", "brier", "ece"]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

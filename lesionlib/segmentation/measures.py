@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
+MEASURES = ["dice", "iou", "iou65", "hd95", "nsd", "brier", "ece"]  # of `segmentation`, in tables
+
 
 def _check_masks(pred, target):
     if pred.shape != target.shape or pred.ndim != 3:
