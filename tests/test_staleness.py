@@ -155,9 +155,14 @@ def test_without_an_edit_and_after_one_of_prose_nothing_is_outdated(copy):
 
 
 def state(folder: Path, *patterns) -> dict:
-    """Digestible state of files below a run: their bytes, without the run's own records."""
+    """Files below a run: the bytes of each, of pictures the pixels (their text names the model)."""
     paths = [path for pattern in patterns for path in folder.glob(pattern)]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return {
+        str(path.relative_to(folder)): cv2.imread(str(path)).tobytes()
+        if path.suffix == ".png"
+        else path.read_bytes()
+        for path in paths
+    }
 
 
 def study(copy, external, *more):
@@ -169,7 +174,7 @@ def study(copy, external, *more):
 
 
 def cells(run) -> dict:
-    """(method, amount) and modification time of every cell that was trained, by its file."""
+    """The method of every cell that was trained, by the name of its file."""
     found = {}
     for path in (run / "checkpoints" / "cells").glob("*.csv"):
         facts = json.loads(Path(f"{path}.json").read_text())
@@ -210,7 +215,7 @@ GLOBS = {
 def test_edited_sampling_remakes_every_image_and_no_weight(followed):
     (before, _), (after, _) = followed
     assert before["weights"] == after["weights"] and len(before["weights"]) >= 6
-    assert set(before["images"]) == set(after["images"]) and len(before["images"]) > 100
+    assert set(before["images"]) == set(after["images"]) and len(before["images"]) > 60
     assert not [name for name, image in before["images"].items() if after["images"][name] == image]
 
 
