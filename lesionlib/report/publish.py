@@ -72,11 +72,6 @@ def notebook(path, figures, show_images: bool, settings: dict) -> str:
     return shorten_paths(json.dumps(content, indent=1, ensure_ascii=False), settings)
 
 
-def _copy_text(source, target, settings):
-    with atomic_write(target) as temporary:
-        temporary.write_text(shorten_paths(source.read_text(), settings))
-
-
 def publish(run, show_images: bool = False) -> Path:
     """Copy the publishable part of a finished run to figures/NAME; returns that folder.
 
