@@ -204,7 +204,7 @@ def _current_statuses(artefact: Artefact):
     """The statuses (N, …) of an earlier call if current and the arrays intact, else None."""
     path = artefact.path
     try:
-        if artefact.is_current() and recorded(path)["files"] == _checksums(path.parent):
+        if artefact.is_current() and recorded(path)["checksums"] == _checksums(path.parent):
             return pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError:
         pass  # an array is missing: read again
@@ -326,5 +326,5 @@ def curate(
         repairs=["" if b else r for b, r in zip(bad, results, strict=True)],
     )
     write_csv(artefact.path, table[["id", "status", "reason", "repairs"]])
-    artefact.record(files=_checksums(folder))
+    artefact.record(checksums=_checksums(folder))
     return table
