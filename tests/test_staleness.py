@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -182,6 +183,19 @@ def cells(run) -> dict:
     return found
 
 
+@contextmanager
+def turned(path: Path):
+    """A picture turned upside down; afterwards it is as before, with its time."""
+    content, times = path.read_bytes(), path.stat()
+    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), np.ascontiguousarray(np.rot90(picture, 2)))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 @pytest.fixture(scope="module")
 def followed(copy, external):
     """The run before and after: half of what `ddim` and `generate` made, another external pair."""
@@ -194,12 +208,9 @@ def followed(copy, external):
         path = copy / "lesionlib" / "generators" / file
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
-    mask = sorted((gan / "masks").iterdir())[0]
-    whole, kept = cv2.imread(str(mask), 0), mask.read_bytes()
-    cv2.imwrite(str(mask), np.ascontiguousarray(np.rot90(whole, 2)))
-    study(copy, external)
+    with turned(sorted((gan / "masks").iterdir())[0]):
+        study(copy, external)
     yield before, ({name: state(run, *globs) for name, globs in GLOBS.items()}, cells(run))
-    mask.write_bytes(kept)
 
 
 WEIGHTS = ("models/*/*.safetensors", "models/*/*/*.safetensors")
@@ -232,11 +243,8 @@ def test_a_corrected_mask_of_an_external_test_set_changes_its_dice(followed, cop
     run = copy / "runs" / NAME
     before, kept = pd.read_csv(run / "tables" / "external.csv"), state(run, *GLOBS["images"])
     weights = state(run, *WEIGHTS)
-    mask = sorted((clinic / "masks").iterdir())[0]
-    whole, content = cv2.imread(str(mask), 0), mask.read_bytes()
-    cv2.imwrite(str(mask), np.ascontiguousarray(np.rot90(whole, 2)))
-    study(copy, external)
-    mask.write_bytes(content)
+    with turned(sorted((clinic / "masks").iterdir())[0]):
+        study(copy, external)
     after = pd.read_csv(run / "tables" / "external.csv")
     assert len(before) == len(after) and (before["dice_mean"] != after["dice_mean"]).any()
     assert kept == state(run, *GLOBS["images"]) and weights == state(run, *WEIGHTS)
