@@ -273,6 +273,8 @@ for number, (needed, cells) in enumerate(jobs(CELLS, jobs_of_run.cells_per_job),
             [f"{RUN}/cells/{cell}.csv" for cell in cells],
         log:
             **logs(f"06_segmentation-{number:02d}"),
+        benchmark:
+            spent(f"06_segmentation-{number:02d}")
         params:
             code=code("06_segmentation"),
             values=values("06_segmentation", cells=" ".join(cells)),
