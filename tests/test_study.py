@@ -435,7 +435,7 @@ def test_a_launched_training_in_two_processes_is_what_the_notebook_goes_on_with(
             "images: this folder does not exist. Remedy: correct --synth",
         ),
         (["--external", "clinic"], "'clinic' is not NAME=DIR"),
-        (["--synthetic", "real=tests"], "setting 'others'"),
+        (["--synthetic", "real=tests"], "setting 'external_generators'"),
         (["--images", "tests"], "without --masks. Remedy: give --images DIR --masks DIR"),
     ],
 )
