@@ -13,7 +13,7 @@ import torch
 
 from lesionlib.data.dataset import Study
 from lesionlib.engine import training as loop
-from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Reference, Training
+from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Reference, Settings, Training
 from lesionlib.generators import base, controlnet, latents, pix2pixhd
 from lesionlib.segmentation import reference
 
@@ -34,10 +34,16 @@ def pairs(n: int = 24):
 
 
 def untrained(folder):
-    """Its pipeline, and latents of the images, kept in `folder`."""
+    """Its pipeline, not trained."""
     images, _, prompts = pairs()
-    pipe = base.new(images, prompts, folder, SMALL, 0)
-    return pipe, latents.encode_images(pipe, images, folder)
+    return base.new(images, prompts, folder, SMALL, 0)
+
+
+def examples(pipe, folder, training="controlnet", given=None):
+    """The examples of a training on the images, their latents kept in `folder`."""
+    images, masks, prompts = given or pairs()
+    part = Study(images, masks, pd.DataFrame({"prompt": prompts}), "f")
+    return latents.examples(pipe, part, Settings(), training, folder)
 
 
 def train(kind: str, folder, steps: int = 12, **options):
@@ -56,14 +62,14 @@ def train(kind: str, folder, steps: int = 12, **options):
         parts = pd.DataFrame({"split": ["S-train"] * 16 + ["S-val"] * 4 + ["G"] * 4})
         own = Reference(size=32, epochs=steps, batch=8, lr=3e-3, decoder=[16, 8, 8])
         return reference.train(folder, Study(images, masks, parts, "f"), own).model.state_dict()
-    pipe, z = untrained(folder)
+    pipe = untrained(folder)
+    data = examples(pipe, folder)
     common["prompt_dropout"] = 0.5
     if kind == "base":
-        base.train(pipe, z, prompts, folder, Base(**common), training, {"n": 1}, monitor)
+        base.train(pipe, data, folder, Base(**common), training, {"n": 1}, monitor)
         return base.Denoiser(pipe.unet, pipe.text_encoder).state_dict()
     controlled, own = controlnet.new(pipe, locked=False), ControlNet(accumulate=2, **common)
-    examples = controlnet.Examples(z, masks, prompts)
-    controlnet.train(pipe, controlled, examples, folder, own, training, {"n": 1}, monitor)
+    controlnet.train(pipe, controlled, data, folder, own, training, {"n": 1}, monitor)
     return controlled.state_dict()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
-from small_base import PROMPTS, SMALL, pairs
+from small_base import PROMPTS, SMALL, examples, pairs
 
 from lesionlib.engine import training
 from lesionlib.engine.errors import InputError
@@ -25,17 +25,16 @@ def study():
 def pipe(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     pipe = base.new(study[0], study[2], folder, SMALL, 0)
-    z = latents.encode_images(pipe, study[0], folder)
     settings = Base(steps=3, batch=4, lr=1e-3, prompt_dropout=0.2)
-    return base.train(pipe, z, study[2], folder, settings, Training(ema=0.0), {})
+    return base.train(pipe, examples(pipe, folder), folder, settings, Training(ema=0.0), {})
 
 
 def train(pipe, study, folder, new=None, record=None, batch=4, **options):
     controlled = controlnet.new(pipe, **(new or {}))
-    examples = controlnet.Examples(latents.encode_images(pipe, study[0], folder), *study[1:])
+    data = examples(pipe, folder, given=study)
     settings = ControlNet(steps=2, lr=1e-3, prompt_dropout=0.5, decay="constant", batch=batch)
     training, record = Training(ema=0.0, **options), record or {"n": 1}
-    return controlnet.train(pipe, controlled, examples, folder, settings, training, record)
+    return controlnet.train(pipe, controlled, data, folder, settings, training, record)
 
 
 def test_autoencoder_keeps_what_its_components_span(study):
@@ -206,14 +205,14 @@ def test_a_batch_of_one_is_a_batch(pipe, study, tmp_path, monkeypatch):
 
     monkeypatch.setattr(controlnet, "ControlledUNet", Seeing)
     train(pipe, study, tmp_path / "control", batch=1)
-    z = latents.encode_images(pipe, study[0], tmp_path)
+    data = examples(pipe, tmp_path, "base")
     forward = base.Denoiser.forward
     monkeypatch.setattr(
         base.Denoiser, "forward", lambda self, x, *a: shapes.append(x.shape) or forward(self, x, *a)
     )
     copied = base.new(study[0], study[2], tmp_path, SMALL, 0)
     settings = Base(steps=1, batch=1, lr=1e-3, prompt_dropout=0.2)
-    base.train(copied, z, study[2], tmp_path, settings, Training(ema=0.0), {})
+    base.train(copied, data, tmp_path, settings, Training(ema=0.0), {})
     assert shapes == [(1, 8, 8, 8)] * 3
 
 

@@ -11,9 +11,10 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from benchmarks import sd15
+from lesionlib.data import augmentation
 from lesionlib.engine import settings as config
 from lesionlib.engine.settings import ControlNet, Sampling, Training
-from lesionlib.generators import controlnet, latents
+from lesionlib.generators import base, controlnet, latents
 
 PROMPT = "a dermoscopic image of a melanoma"
 
@@ -40,22 +41,23 @@ def test_one_training_step_and_one_ddim_step_at_256(tmp_path, capsys):
     masks = np.zeros((1, 256, 256), np.uint8)
     masks[:, 64:160, 64:160] = 1
     start = time.perf_counter()
-    z = latents.encode_images(pipe, images, tmp_path)
+    matrices = augmentation.orientations(torch.arange(2))[:, None]
+    z = latents.encode_images(pipe, images, matrices, tmp_path)
     encoded = time.perf_counter()
     own = ControlNet(
         steps=1, batch=1, lr=settings.controlnet.lr, prompt_dropout=0.0, decay="constant"
     )
     training = Training(gradient_checkpointing=True, warmup=0.0, ema=0.0)
-    examples = controlnet.Examples(z, masks, [PROMPT])
-    controlnet.train(pipe, controlled, examples, tmp_path, own, training, {})
+    data = base.Examples(z, masks, matrices, np.full((2, 1), PROMPT))
+    controlnet.train(pipe, controlled, data, tmp_path, own, training, {})
     trained = time.perf_counter()
     made = next(controlnet.sample(pipe, controlled, masks, [PROMPT], Sampling(ddim_steps=1)))
     ended = time.perf_counter()
-    assert z.shape == (4, 1, 4, 32, 32) and made.shape == (256, 256, 3)
+    assert z.shape == (2, 1, 4, 32, 32) and made.shape == (256, 256, 3)
     assert controlled.controlnet.controlnet_mid_block.weight.abs().max() > 0
     with capsys.disabled():
         seconds = np.diff([start, encoded, trained, ended]).round()
         print(
-            f"\nSD 1.5's shapes at 256 px, seconds for four encodings, a training step with its "
+            f"\nSD 1.5's shapes at 256 px, seconds for two encodings, a training step with its "
             f"checkpoint, a DDIM step with decoding: {seconds}"
         )

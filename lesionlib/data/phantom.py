@@ -481,11 +481,14 @@ def vignette(rng, image):
 # ---- whole images ----------------------------------------------------------------------------
 
 
-def paint(labels: dict, rngs: dict, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (size, size, 3) uint8 and mask (size, size) uint8 0/1 of `draw_labels`' labels."""
+def paint(labels: dict, rngs: dict, size: int, shape=None) -> tuple[np.ndarray, np.ndarray]:
+    """Image (size, size, 3) uint8 and mask (size, size) uint8 0/1 of `draw_labels`' labels.
+
+    `shape`: a lesion (256, 256) of 0 and 1, for images of up to 256 px, instead of a drawn one.
+    """
     canvas = max(size, 256)  # fine structures are drawn at 256 px, then downsampled
     diagnosis, flags = labels["diagnosis"], labels["attributes"]
-    mask = lesion_shape(rngs["shape"], canvas, diagnosis)
+    mask = lesion_shape(rngs["shape"], canvas, diagnosis) if shape is None else shape
     rays = streaks(rngs["streaks"], mask) if flags["streaks"] else np.zeros(mask.shape)
     mask = solid((mask > 0) | (rays > 0.5))
     image = lesion_on_skin(labels, rngs, mask, rays)

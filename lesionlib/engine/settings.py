@@ -62,6 +62,8 @@ DISTINCT = (AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": T
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[int, Field(ge=1, le=100)]
+Factor = Annotated[float, Field(gt=0)]
+AugmentedTraining = Literal["base", "controlnet", "pix2pixhd", "reference", "classifier"]
 Network = Literal["unet", "dcsaunet"]
 Arm = Literal[
     "table",
@@ -203,6 +205,28 @@ class Masks(Group):
     )
 
 
+class Augmentation(Group):
+    """Paired geometric augmentation of images and masks (notebooks 02 to 04)."""
+
+    prefix: ClassVar[str] = "augment_"
+    trainings: Annotated[list[AugmentedTraining], *DISTINCT] = setting(
+        ["base", "controlnet", "pix2pixhd", "reference", "classifier"],
+        "Trainings with warped images and masks (not stated in the paper); the others see the "
+        "eight orientations only.",
+    )
+    share: float = setting(0.7, "Share of the images that are warped.", ge=0, le=1)
+    angle: float = setting(180.0, "Largest rotation.", unit="degrees", ge=0, le=180)
+    scale: Annotated[list[Factor], Field(min_length=2, max_length=2)] = setting(
+        [0.45, 1.25], "Smallest and largest factor on the size of the lesion."
+    )
+    shift: float = setting(
+        0.32, "Largest shift per axis, with mirrored borders.", unit="image sizes", ge=0, le=1
+    )
+    variants: int = setting(
+        10, "Warped copies of each image whose latents are kept on disk.", ge=1
+    )
+
+
 class Reference(Group):
     """The reference segmenter, a U-Net that locates generated lesions (notebook 02)."""
 
@@ -227,9 +251,12 @@ class Base(Group):
 
     prefix: ClassVar[str] = "base_"
     model: str = setting(
-        "",
-        "Diffusers directory or hub id of the base; if empty, a small base is trained from scratch "
-        "on G.",
+        "small",
+        "Diffusers directory or hub id of the base; small is that of this repository, pretrained "
+        "on procedural images; if empty, a small base is trained from scratch on G.",
+    )
+    finetune: bool = setting(
+        False, "Whether the named base is first trained further on G, in this run."
     )
     latent_channels: int = setting(8, "Principal components kept of each image patch.", ge=1)
     patch: Literal[1, 2, 4, 8] = setting(
@@ -255,6 +282,9 @@ class Base(Group):
     )
     text_width: int = setting(
         64, "Width of the text encoder (a multiple of 4).", unit="channels", ge=1
+    )
+    text_tokens: int = setting(
+        77, "Length to which its prompts are padded; longer ones are rejected.", unit="tokens", ge=2
     )
     steps: int = setting(280, "Length of its training.", unit="optimiser steps", ge=1)
     batch: int = setting(32, "Images per training step.", unit="images", ge=1)
@@ -503,6 +533,7 @@ class Settings(BaseModel):
     data: Data = Data()
     design: Design = Design()
     masks: Masks = Masks()
+    augmentation: Augmentation = Augmentation()
     reference: Reference = Reference()
     base: Base = Base()
     training: Training = Training()

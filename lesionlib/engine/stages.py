@@ -6,10 +6,10 @@ and `report.run.Run` gives a notebook no other group.
 
 STAGES = {
     "01_data": ("data",),
-    "02_masks": ("data", "design", "masks", "reference"),
-    "03_controlnet": ("data", "design", "base", "training", "controlnet", "validation", "sampling",
-                      "classifier"),
-    "04_pix2pixhd": ("data", "design", "training", "pix2pixhd"),
+    "02_masks": ("data", "design", "masks", "augmentation", "reference"),
+    "03_controlnet": ("data", "design", "augmentation", "base", "training", "controlnet",
+                      "validation", "sampling", "classifier"),
+    "04_pix2pixhd": ("data", "design", "augmentation", "training", "pix2pixhd"),
     "05_image_quality": ("data", "design", "sampling", "evaluation"),
     "06_segmentation": ("data", "design", "evaluation", "segmentation"),
     "07_figures": ("data", "design"),

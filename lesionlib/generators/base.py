@@ -21,13 +21,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.training_utils import compute_snr
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import ROOT, atomic_write
+from lesionlib.engine.files import atomic_write, resolve
 from lesionlib.engine.provenance import digest, file_digest, record, recorded
 from lesionlib.engine.settings import Base, ControlNet, Training
 from lesionlib.engine.training import Schedule, batch_at, fit, generator_at, process_rows
@@ -36,6 +36,10 @@ from lesionlib.engine.training import Schedule, batch_at, fit, generator_at, pro
 logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(
     lambda record: "PatchAutoencoder" not in record.getMessage()
 )
+
+
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+SMALL = "models/small"  # the base that comes with the repository, made by models/pretrain.py
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
@@ -133,7 +137,7 @@ def load(name_or_path: str) -> StableDiffusionPipeline:
 
     For a base that `save` wrote, the error names a corrupt file.
     """
-    local = Path(name_or_path) if Path(name_or_path).is_absolute() else ROOT / name_or_path
+    local = resolve(SMALL if name_or_path == "small" else name_or_path)
     for path in corrupt_parts(local):
         raise InputError(
             path, "it is corrupt (truncated or modified)", f"delete {local} and start again"
@@ -147,6 +151,7 @@ def load(name_or_path: str) -> StableDiffusionPipeline:
             safety_checker=None,
             requires_safety_checker=False,
             local_files_only=local.exists(),
+            torch_dtype=torch.float32,  # whatever the files hold
         )
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise InputError(
@@ -160,11 +165,14 @@ def load(name_or_path: str) -> StableDiffusionPipeline:
     return pipe
 
 
-def tokenizer_for(prompts, folder) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges are learnt from the study's own prompts."""
+def tokenizer_for(prompts, folder, length: int = 77) -> CLIPTokenizer:
+    """A CLIP tokenizer of up to `length` tokens, its merges learnt from the study's prompts."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # CLIP's words, without their spaces: only merges of these can ever be applied
+    words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         sorted(set(prompts)),
@@ -186,9 +194,8 @@ def tokenizer_for(prompts, folder) -> CLIPTokenizer:
     (folder / "merges.txt").write_text(
         "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
     )
-    return CLIPTokenizer(
-        str(vocabulary), str(folder / "merges.txt"), model_max_length=77, pad_token="<|endoftext|>"
-    )
+    options = dict(model_max_length=length, pad_token="<|endoftext|>")
+    return CLIPTokenizer(str(vocabulary), str(folder / "merges.txt"), **options)
 
 
 def pixels(images: np.ndarray) -> torch.Tensor:
@@ -200,13 +207,6 @@ def to_uint8(x: torch.Tensor) -> np.ndarray:
     """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
     x = ((x.float().clamp(-1, 1) + 1) * 127.5).round()
     return x.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
-
-
-def flipped(array: np.ndarray, which: int) -> np.ndarray:
-    """The four flips of (B, H, W, ...): 0 none, 1 left-right, 2 up-down, 3 both."""
-    if which & 1:
-        array = array[:, :, ::-1]
-    return array[:, ::-1] if which & 2 else array
 
 
 @torch.no_grad()
@@ -226,7 +226,7 @@ def decode_latents(pipe, latents: torch.Tensor) -> np.ndarray:
 
 
 def token_ids(pipe, prompts) -> torch.Tensor:
-    """Token ids (B, 77) of prompts, padded; raises InputError for a prompt that is too long."""
+    """Token ids (B, T) of prompts, padded to the encoder's length; InputError if one is longer."""
     longest = pipe.tokenizer.model_max_length
     counts = [len(ids) for ids in pipe.tokenizer(list(prompts), verbose=False).input_ids]
     if max(counts) > longest:
@@ -280,7 +280,7 @@ def new(images: np.ndarray, prompts, folder, settings: Base, seed: int) -> Stabl
     vae = PatchAutoencoder.fit(
         pixels(images), settings.latent_channels, settings.patch, settings.whitening, settings.reach
     )
-    tokenizer = tokenizer_for(prompts, folder / "vocabulary")
+    tokenizer = tokenizer_for(prompts, folder / "vocabulary", settings.text_tokens)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=_text_encoder(tokenizer, settings.text_width),
@@ -303,7 +303,7 @@ def _text_encoder(tokenizer, width: int) -> CLIPTextModel:
             intermediate_size=2 * width,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=77,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -378,27 +378,53 @@ class Denoiser(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, noisy, t, ids):
-        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids (B, 77)."""
+        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids (B, T)."""
         return self.unet(noisy, t, self.text_encoder(ids)[0]).sample
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a base or a ControlNet is trained on: V copies of each of N images, see `augmentation`.
+
+    Latents are those of `latents.examples`; masks are warped when they are used.
+    """
+
+    latents: np.ndarray  # (V, N, C, h, w)
+    masks: np.ndarray  # (N, S, S) of 0 and 1
+    matrices: torch.Tensor  # (V, N, 2, 3)
+    prompts: np.ndarray  # (V, N) of str
+
+    def chosen(self, settings: Base | ControlNet, seed: int, step: int, draw: torch.Generator):
+        """Copies, images and dropped prompts (batch,) of a step, drawn for the whole batch."""
+        rows = batch_at(step, settings.batch, len(self.masks), seed)
+        copies = torch.randint(0, len(self.latents), (settings.batch,), generator=draw)
+        dropped = torch.rand(settings.batch, generator=draw) < settings.prompt_dropout
+        return copies, rows, dropped
+
+    def latents_of(self, copies: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) of these copies of these images."""
+        # NumPy treats a one-element tensor as a number
+        return torch.from_numpy(self.latents[copies.numpy(), rows.numpy()])
 
 
 def train(
     pipe,
-    latents: np.ndarray,
-    prompts,
+    examples: Examples,
     folder,
     settings: Base,
     training: Training,
     record: dict,
     monitor: Monitor | None = None,
 ) -> StableDiffusionPipeline:
-    """Train UNet and text encoder of a small base on latents (4, N, C, h, w) (Sec. 2.2).
+    """Train UNet and text encoder of a base on examples (Sec. 2.2).
 
-    `latents` are those of `latents.encode_images`, in four flips. A share
-    `settings.prompt_dropout` of the prompts is emptied, so that the model learns the empty prompt.
-    `folder` keeps checkpoint and log, which are valid for one `record` (see `training.fit`).
+    A share `settings.prompt_dropout` of the prompts is emptied, so that the model learns the empty
+    prompt. `folder` keeps checkpoint and log, which are valid for one `record` (see
+    `training.fit`).
     """
-    ids, empty = token_ids(pipe, prompts), token_ids(pipe, [""])[0]
+    distinct, texts = np.unique(examples.prompts, return_inverse=True)
+    texts = torch.from_numpy(texts.reshape(examples.prompts.shape))
+    ids, empty = token_ids(pipe, distinct), token_ids(pipe, [""])[0]
     pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     model = Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
     batch, seed = settings.batch, training.generator_seed
@@ -406,14 +432,10 @@ def train(
 
     def loss_at(model, step):
         draw, device = generator_at(seed, step), pipe.unet.device
-        rows = batch_at(step, batch, latents.shape[1], seed)
-        flip = torch.randint(0, 4, (batch,), generator=draw)[part]
-        text = ids[rows].clone()
-        text[torch.rand(batch, generator=draw) < settings.prompt_dropout] = empty
-        z = latents[
-            flip.numpy(), rows[part].numpy()
-        ]  # NumPy treats a one-element tensor as a number
-        z = torch.from_numpy(z).to(device)
+        copies, rows, dropped = examples.chosen(settings, seed, step, draw)
+        text = ids[texts[copies, rows]]
+        text[dropped] = empty
+        z = examples.latents_of(copies[part], rows[part]).to(device)
         noisy, target, t = noised(pipe.scheduler, z, draw, batch, part)
         predicted = model(noisy, t, text[part].to(device))
         return denoising_loss(pipe.scheduler, predicted, target, t, training.min_snr)

@@ -8,30 +8,23 @@ import copy
 import math
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
+from lesionlib.data.augmentation import warp_masks
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import read_json, write_json
 from lesionlib.engine.provenance import digest, record, unchanged
 from lesionlib.engine.settings import ControlNet, Sampling, Training
-from lesionlib.engine.training import (
-    batch_at,
-    device,
-    fit,
-    generator_at,
-    memory_errors,
-    process_rows,
-)
+from lesionlib.engine.training import device, fit, generator_at, memory_errors, process_rows
 from lesionlib.generators.base import (
+    Examples,
     Monitor,
     decode_latents,
     denoising_loss,
-    flipped,
     noised,
     schedule,
     weights_digest,
@@ -94,15 +87,6 @@ class ControlledUNet(nn.Module):
         return digest([weights_digest(part) for part in parts], self.middle_only)
 
 
-@dataclass(frozen=True)
-class Examples:
-    """What a ControlNet is trained on: one row per image, with its mask and prompt."""
-
-    latents: np.ndarray  # (4, N, C, h, w) of `latents.encode_images`, in four flips
-    masks: np.ndarray  # (N, S, S) of 0 and 1
-    prompts: list[str]
-
-
 def new(pipe, seed: int = 0, *, locked: bool = True, middle_only: bool = False) -> ControlledUNet:
     """The base of `pipe` with a new ControlNet, which at first changes nothing.
 
@@ -141,9 +125,11 @@ def train(
     Table 1 needs images without a prompt.
     """
     pipe.to(device())
-    embeddings, text_rows = encode_prompts(pipe, [*examples.prompts, ""], folder)
+    texts = examples.prompts
+    embeddings, text_rows = encode_prompts(pipe, [*texts.ravel(), ""], folder)
     embeddings = torch.from_numpy(np.array(embeddings)).to(pipe.device)
-    batch, seed, masks = settings.batch, training.generator_seed, examples.masks
+    text_rows, empty = text_rows[:-1].view(texts.shape), text_rows[-1]
+    batch, seed = settings.batch, training.generator_seed
     part = process_rows(batch)
     if training.gradient_checkpointing:
         controlled.unet.enable_gradient_checkpointing()
@@ -151,15 +137,13 @@ def train(
 
     def loss_at(model, step):
         draw, device = generator_at(seed, step), embeddings.device
-        rows = batch_at(step, batch, len(masks), seed)
-        flip = torch.randint(0, 4, (batch,), generator=draw)[part]
-        text = text_rows[rows].clone()
-        text[torch.rand(batch, generator=draw) < settings.prompt_dropout] = text_rows[-1]
-        rows = rows[part]
-        z = torch.from_numpy(examples.latents[flip.numpy(), rows.numpy()]).to(device)
+        copies, rows, dropped = examples.chosen(settings, seed, step, draw)
+        text = torch.where(dropped, empty, text_rows[copies, rows])
+        copies, rows = copies[part], rows[part]
+        z = examples.latents_of(copies, rows).to(device)
         noisy, target, t = noised(pipe.scheduler, z, draw, batch, part)
-        pairs = zip(flip.tolist(), rows.tolist(), strict=True)
-        hints = control_images(np.concatenate([flipped(masks[r : r + 1], f) for f, r in pairs]))
+        warps = examples.matrices[copies, rows]
+        hints = control_images(warp_masks(examples.masks[rows.numpy()], warps))
         predicted = model(noisy, t, embeddings[text[part]], hints.to(device))
         return denoising_loss(pipe.scheduler, predicted, target, t, training.min_snr)
 

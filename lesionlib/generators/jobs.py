@@ -24,32 +24,43 @@ from lesionlib.engine.provenance import digest, file_digest, recorded
 from lesionlib.engine.settings import Sampling, Settings
 from lesionlib.engine.training import device
 from lesionlib.generators import base, controlnet, pix2pixhd, sets, validation
-from lesionlib.generators.latents import encode_images
+from lesionlib.generators.latents import examples
 from lesionlib.masks import conditions
 from lesionlib.segmentation import reference
 from lesionlib.segmentation.grid import control_sets
 
-LAUNCHED = ("base", "training", "controlnet", "validation", "sampling")  # groups that jobs read
+# groups of settings that jobs read
+LAUNCHED = ("data", "augmentation", "base", "training", "controlnet", "validation", "sampling")
+
+
+def is_named(settings) -> bool:
+    """Whether the base is used as it is named, not trained in this run."""
+    return bool(settings.base.model) and not settings.base.finetune
 
 
 def load_base(run, settings):
     """The pipeline of the named base, or of the run's own, on this process's device."""
-    return base.load(settings.base.model or f"{run}/models/base").to(device())
+    name = settings.base.model if is_named(settings) else f"{run}/models/base"
+    return base.load(name).to(device())
 
 
 def prepare_base(run, settings, **facts):
-    """The base's pipeline; if none is named, a small one, trained on G unless it is current."""
-    folder, study = resolve(run), dataset.load(run)
+    """The base's pipeline; the run's own, if there is one, is trained on G unless it is current."""
+    if is_named(settings):
+        return load_base(run, settings)
+    folder, part, name = resolve(run), dataset.load(run).part("G"), settings.base.model
     target, work = (folder / name / "base" for name in ("models", "checkpoints"))
-    part = study.part("G")
-    prompts, seed = part.table["prompt"], settings.training.generator_seed
-    groups = {name: getattr(settings, name).determining() for name in ("base", "training")}
-    code, inputs = (base.new, base.train, encode_images), {"G": digest(part.images, list(prompts))}
+    groups = {n: getattr(settings, n).determining() for n in ("base", "training", "augmentation")}
+    code = (base.new, base.train, examples)
+    inputs = {"G": digest(part.images, part.masks, part.table["prompt"].tolist())}
+    if name:
+        inputs["base"] = base.pipeline_digest(base.load(name))
     index = Artefact(target / "model_index.json", code, groups, inputs)
-    if not settings.base.model and (not index.is_current() or base.corrupt_parts(target)):
-        pipe = base.new(part.images, prompts, work, settings.base, seed)
-        z = encode_images(pipe, part.images, folder / "checkpoints" / "latents")
-        base.train(pipe, z, prompts, work, settings.base, settings.training, index.key)
+    if not index.is_current() or base.corrupt_parts(target):
+        options = part.table["prompt"], work, settings.base, settings.training.generator_seed
+        pipe = base.load(name).to(device()) if name else base.new(part.images, *options)
+        data = examples(pipe, part, settings, "base", folder / "checkpoints" / "latents")
+        base.train(pipe, data, work, settings.base, settings.training, index.key)
         base.save(pipe, target, key=index.key, **facts)
     return load_base(run, settings)
 
@@ -67,11 +78,12 @@ class ControlNetTraining:
             self.run / part / "controlnet" for part in ("checkpoints", "models")
         )
         self.pipe = pipe or load_base(run, settings)
-        groups = {n: getattr(settings, n).determining() for n in ("controlnet", "training")}
+        names = ("controlnet", "training", "augmentation")
+        groups = {name: getattr(settings, name).determining() for name in names}
         part = self.study.part("G")
         inputs = {"G": digest(part.images, part.masks, part.table["prompt"].tolist())}
         inputs["base"] = base.pipeline_digest(self.pipe)
-        code = (controlnet.new, controlnet.train, encode_images)
+        code = (controlnet.new, controlnet.train, examples)
         self.weights = Artefact(self.target / controlnet.WEIGHTS, code, groups, inputs)
         code = (validation.validator, base.PatchAutoencoder, reference.ReferenceSegmenter)
         groups = {"validation": dict(settings.validation), "sampling": dict(self._sampling())}
@@ -111,13 +123,11 @@ class ControlNetTraining:
         }
         controlled = controlnet.new(self.pipe, seed, **options).to(device())
         monitor = base.Monitor(self._validator(controlled), settings.validation.validate_every)
-        z = encode_images(self.pipe, part.images, self.folder.parent / "latents")
-        examples = controlnet.Examples(z, part.masks, part.table["prompt"].tolist())
+        latents = self.folder.parent / "latents"
+        data = examples(self.pipe, part, settings, "controlnet", latents)
         groups = settings.controlnet, settings.training
         key, folder = self.weights.key, self.folder
-        return controlnet.train(
-            self.pipe, controlled, examples, folder, *groups, key, monitor=monitor
-        )
+        return controlnet.train(self.pipe, controlled, data, folder, *groups, key, monitor=monitor)
 
     def complete(self, **facts) -> controlnet.ControlledUNet:
         """The ControlNet, trained and validated unless both are current; saved with its record."""

@@ -1,17 +1,18 @@
 """Outputs of the frozen parts of a base: computed once, kept on disk, memory-mapped.
 
-Latents of all images in their four flips, and embeddings of all distinct prompts. Training
-reads rows of them; neither autoencoder nor text encoder runs again.
+Latents of a bounded number of warped copies of all images, and embeddings of all distinct prompts.
+Training reads rows of them; neither autoencoder nor text encoder runs again.
 """
 
 import numpy as np
 import torch
 
+from lesionlib.data import augmentation
 from lesionlib.engine.code import code_digest
 from lesionlib.engine.files import atomic_write
 from lesionlib.engine.progress import progress
 from lesionlib.engine.provenance import digest, record, recorded
-from lesionlib.generators.base import PatchAutoencoder, encode, flipped, token_ids, weights_digest
+from lesionlib.generators.base import Examples, PatchAutoencoder, encode, token_ids, weights_digest
 
 
 def _load_or_build(path, shape, parts):
@@ -34,30 +35,43 @@ def _load_or_build(path, shape, parts):
 
 
 @torch.no_grad()
-def encode_images(pipe, images: np.ndarray, folder, batch: int = 32) -> np.ndarray:
-    """Scaled latents (4, N, C, h, w) of images (N, S, S, 3) and their flips (`base.flipped`).
+def encode_images(pipe, images: np.ndarray, matrices, folder, batch: int = 32) -> np.ndarray:
+    """Scaled latents (V, N, C, h, w) of images (N, S, S, 3) warped by `matrices` (V, N, 2, 3).
 
-    The name of the file in `folder` depends on the autoencoder, its code and the images, so that it
-    is never outdated. Latents are the mean of the autoencoder's distribution, not a sample from it.
+    The name of the file in `folder` depends on the autoencoder, its code, the images and the warps,
+    so that it is never outdated. Latents are the mean of the autoencoder's distribution, not a
+    sample from it.
     """
-    code = code_digest(encode, flipped, PatchAutoencoder)
-    name = digest(code, weights_digest(pipe.vae), pipe.vae.config.scaling_factor, images)
+    code = code_digest(encode, augmentation.warp_images, PatchAutoencoder)
+    warps = np.ascontiguousarray(matrices.numpy())
+    name = digest(code, weights_digest(pipe.vae), pipe.vae.config.scaling_factor, images, warps)
     first = encode(pipe, images[:1])
 
     def parts():
-        jobs = [(f, i) for f in range(4) for i in range(0, len(images), batch)]
-        for f, i in progress(jobs, desc="latents"):
-            z = encode(pipe, flipped(images[i : i + batch], f))
-            yield (f, slice(i, i + len(z))), z.cpu().numpy()
+        jobs = [(v, i) for v in range(len(matrices)) for i in range(0, len(images), batch)]
+        for v, i in progress(jobs, desc="latents"):
+            part = slice(i, i + batch)
+            z = encode(pipe, augmentation.warp_images(images[part], matrices[v, part]))
+            yield (v, slice(i, i + len(z))), z.cpu().numpy()
 
-    return _load_or_build(
-        folder / f"latents-{name}.npy", (4, len(images), *first.shape[1:]), parts()
-    )
+    shape = (*matrices.shape[:2], *first.shape[1:])
+    return _load_or_build(folder / f"latents-{name}.npy", shape, parts())
+
+
+def examples(pipe, part, settings, training: str, folder) -> Examples:
+    """The examples of a `training` (base or controlnet) on the images of a `dataset.Study`.
+
+    Uses the groups `data` and `augmentation` of `settings`; `folder` keeps the latents.
+    """
+    matrices = augmentation.variants(part.masks, settings.augmentation, training)
+    texts = augmentation.described(part.table, part.masks, matrices, settings.data)
+    latents = encode_images(pipe, part.images, matrices, folder)
+    return Examples(latents, part.masks, matrices, texts)
 
 
 @torch.no_grad()
 def encode_prompts(pipe, prompts, folder=None, batch: int = 64):
-    """Embeddings (U, 77, D) of the distinct prompts, and the row (B,) of each prompt.
+    """Embeddings (U, T, D) of the distinct prompts, and the row (B,) of each prompt.
 
     With `folder` a memory-mapped array, else a tensor on the text encoder's device.
     """

@@ -1,0 +1,240 @@
+"""Pretrain the base that comes with the repository, on an endless stream of procedural images.
+
+    python -m models.pretrain [--work runs/pretrain] [--steps N] [--threads N]
+
+`models/small` is a small Stable Diffusion that has never seen a patient's pixel: what Stable
+Diffusion is to the paper, it is to the presets that two CPU cores can run. Images come from
+`lesionlib.data.phantom` with a seed that no preset may use. Half of them are as the phantoms of the
+study; in the other half the lesion is small and anywhere, as under the paper's automatic masks.
+Image and mask are warped (`augmentation.single`), prompts come from the whole grammar, and every
+step has one of three resolutions.
+
+A producer process paints the stream ahead of the training. The images of a step depend on the step
+alone, so an interrupted run continues as if nothing had happened; run it again with the same
+arguments. `validations.csv` in the work folder holds KID to held-out procedural images.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from lesionlib.data import augmentation, phantom, prompts
+from lesionlib.data.catalogue import DIAGNOSES
+from lesionlib.data.dataset import resized
+from lesionlib.engine import settings as presets
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import ROOT, atomic_write, resolve, write_csv
+from lesionlib.engine.provenance import digest
+from lesionlib.engine.settings import Augmentation, Base, Sampling
+from lesionlib.engine.training import Schedule, fit, generator_at
+from lesionlib.evaluation import distribution
+from lesionlib.generators import base, controlnet
+from lesionlib.masks import recipe
+
+SEED = 31_002_906  # of all procedural images here; no preset may use it (`check_seeds`)
+TARGET = ROOT / "models" / "small"
+SIDE = 128  # pixels at which the stream is kept
+SHARD, FIRST, WINDOW, EVERY = 256, 4, 48, 150  # images; shards at the start, at most; steps for one
+SIZES = {64: (0.7, 32), 32: (0.1, 64), 128: (0.2, 8)}  # share of the steps, and batch, by side
+HELD_OUT = 512  # images that are never trained on
+DROPOUT = 0.2  # share of empty prompts
+MODEL = Base(model="", channels=[64, 96, 128], text_tokens=56)
+WARPS = Augmentation()
+SITES = (*phantom.SITES, "lateral torso", "palms/soles", "oral/genital")  # of ISIC
+
+
+def check_seeds():
+    """InputError if a preset's procedural images, which are to be unseen, have this seed."""
+    for name in presets.presets():
+        if presets.load(name).data.data_seed == SEED:
+            raise InputError(name, f"data_seed {SEED} is the pretraining's", "choose another")
+
+
+def moved(mask: np.ndarray, rng) -> np.ndarray:
+    """A lesion (S, S) shrunk and moved to a random place; as it was if nothing would be left."""
+    size, scale = len(mask), rng.uniform(0.3, 0.9)
+    target = rng.uniform(0.1, 0.9, 2) * size
+    x, y = np.argwhere(mask).mean(0)[::-1]
+    matrix = np.float32([[scale, 0, target[0] - scale * x], [0, scale, target[1] - scale * y]])
+    found = cv2.warpAffine(np.float32(mask), matrix, (size, size)) > 0.5
+    return phantom.solid(found) if found.mean() > 0.01 else mask
+
+
+def painted(index: int):
+    """Image (SIDE, SIDE, 3), mask (SIDE, SIDE) and labels of number `index` of the stream."""
+    rngs = phantom.streams(index, SEED)
+    labels, rng = phantom.draw_labels(rngs["labels"]), rngs["tables"]
+    shape, kind = None, rng.random()
+    if kind < 0.25:
+        shape = recipe.random_masks(1, 256, seed=SEED, first=index % 2**31, workers=1)[0]
+    elif kind < 0.5:
+        shape = moved(phantom.lesion_shape(rngs["shape"], 256, labels["diagnosis"]), rng)
+    image, mask = phantom.paint(labels, rngs, SIDE, shape)
+    return image, mask, labels["attributes"] | labels
+
+
+def make_shard(folder: Path, number: int):
+    """Write one shard of the stream, unless it exists; number -1 is held out."""
+    path = folder / f"{number:05d}.npz"
+    if path.exists():
+        return
+    n = SHARD if number >= 0 else HELD_OUT
+    first = number * SHARD if number >= 0 else 10**9
+    images, masks, labels = zip(*(painted(first + i) for i in range(n)), strict=True)
+    table = json.dumps([{k: v for k, v in row.items() if k != "attributes"} for row in labels])
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, images=np.stack(images), masks=np.stack(masks), table=np.array(table))
+
+
+def produce(folder: Path, shards: int):
+    """Paint shards in order, at low priority."""
+    os.nice(10)
+    cv2.setNumThreads(1)
+    for number in (-1, *range(shards)):
+        make_shard(folder, number)
+
+
+@lru_cache(WINDOW + 2)
+def shard(folder: Path, number: int):
+    """Images, masks and labels of a shard, waiting until it is painted."""
+    path = folder / f"{number:05d}.npz"
+    while not path.exists():
+        time.sleep(1)
+    with np.load(path, allow_pickle=False) as found:
+        return found["images"], found["masks"], json.loads(str(found["table"]))
+
+
+def window(step: int) -> range:
+    """Numbers of the shards that a step draws from."""
+    last = FIRST + step // EVERY
+    return range(max(0, last - WINDOW), last)
+
+
+def sentence(labels: dict, mask: np.ndarray, rng) -> str:
+    """A random prompt of the grammar for an image; a share DROPOUT is empty."""
+    if rng.random() < DROPOUT:
+        return ""
+    details = [name for name in prompts.DETAILS if rng.random() < 0.25]
+    return prompts.prompt(labels, "diagnosis" if rng.random() < 0.1 else "full", details, mask)
+
+
+def batch_of(folder: Path, step: int):
+    """Images (B, S, S, 3), and their prompts, of a step."""
+    rng, shards = np.random.default_rng([SEED, step]), window(step)
+    sides = list(SIZES)
+    size = int(rng.choice(sides, p=[SIZES[side][0] for side in sides]))
+    rows = rng.integers(len(shards) * SHARD, size=SIZES[size][1])
+    chosen = [(shard(folder, shards[row // SHARD]), row % SHARD) for row in rows]
+    images, masks = (np.stack([part[k][i] for part, i in chosen]) for k in (0, 1))
+    images, masks = resized(images, masks, size)
+    matrices = augmentation.single(masks, WARPS, generator_at(SEED, step))
+    masks = augmentation.warp_masks(masks, matrices)
+    labels = [part[2][i] for part, i in chosen]
+    texts = [sentence(row, mask, rng) for row, mask in zip(labels, masks, strict=True)]
+    return augmentation.warp_images(images, matrices), texts
+
+
+def vocabulary() -> list[str]:
+    """Sentences that hold every word of the grammar, to learn the tokenizer from."""
+    rng, found = np.random.default_rng(SEED), []
+    for index in range(3000):
+        labels = phantom.draw_labels(phantom.streams(index, SEED)["labels"])
+        labels |= labels["attributes"] | {"diagnosis": rng.choice(sorted(set(DIAGNOSES.values())))}
+        labels["site"] = rng.choice(SITES)
+        mask = np.zeros((32, 32), np.uint8)
+        row, column = rng.integers(0, 24, 2)
+        mask[row : row + rng.integers(4, 30), column : column + 16] = 1
+        found.append(prompts.prompt(labels, "full", prompts.DETAILS, mask))
+    return found
+
+
+def validator(pipe, folder: Path):
+    """A function of the step that returns KID to the held-out images, and keeps samples."""
+    images, masks, labels = shard(folder, -1)
+    real = resized(images, masks, 64)[0]
+    rng, model = np.random.default_rng(SEED), distribution.imagenet_model()
+    texts = [prompts.prompt(row) if rng.random() < 0.5 else "" for row in labels[: len(real) // 2]]
+    known = distribution.imagenet_features(model, real)
+    settings, empty = Sampling(ddim_steps=15, sample_seed=SEED, guidance=1.0), masks[: len(texts)]
+    empty = resized(images[: len(texts)], empty, 64)[1]
+
+    @torch.no_grad()
+    def validate(step: int) -> dict:
+        made = np.stack(list(controlnet.sample(pipe, None, empty, texts, settings)))
+        sheet = made[:64].reshape(8, 8, 64, 64, 3).swapaxes(1, 2).reshape(512, 512, 3)
+        cv2.imwrite(str(folder.parent / f"samples_{step:06d}.png"), sheet[..., ::-1])
+        features = distribution.imagenet_features(model, made)
+        mean, sd = distribution.kid(features, known, size=len(features) // 2)
+        return {"kid": mean, "kid_sd": sd}
+
+    return validate
+
+
+def train(work: Path, steps: int):
+    """The pretrained pipeline; the stream lies in work/stream."""
+    stream = work / "stream"
+    images = np.concatenate([shard(stream, n)[0] for n in range(FIRST)])
+    first = resized(images, np.zeros(images.shape[:3]), 64)[0]
+    pipe = base.new(first, vocabulary(), work, MODEL, SEED)
+    pipe.unet.to(memory_format=torch.channels_last)
+    model = base.Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
+
+    def loss_at(model, step):
+        images, texts = batch_of(stream, step)
+        z, draw = base.encode(pipe, images), generator_at(SEED + 1, step)
+        noisy, target, t = base.noised(pipe.scheduler, z, draw, len(z), slice(None))
+        predicted = model(noisy, t, base.token_ids(pipe, texts))
+        return base.denoising_loss(pipe.scheduler, predicted, target, t)
+
+    plan = Schedule(steps, 1e-3, warmup=200, ema=0.999, precision="bf16", validate_every=1000)
+    record = {"steps": steps, "seed": SEED, "stream": digest(first)}
+    fit(model, loss_at, work, plan, record, validate=validator(pipe, stream), desc="pretraining")
+    return pipe
+
+
+def publish(pipe, work: Path, steps: int):
+    """Write the base in half precision to models/small, with the curve of its validations."""
+    shutil.rmtree(TARGET, ignore_errors=True)
+    for part in (pipe.unet, pipe.text_encoder, pipe.vae):
+        part.half()
+    command = f"python -m models.pretrain --steps {steps}"
+    base.save(pipe, TARGET, command=command, data_seed=SEED, steps=steps)
+    write_csv(TARGET / "validations.csv", pd.read_csv(work / "validations.csv"))
+
+
+def main():
+    """Read the arguments, start the producer, train and publish."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", default="runs/pretrain", help="folder of stream and checkpoint")
+    parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
+    options = parser.parse_args()
+    check_seeds()
+    torch.set_num_threads(options.threads)
+    work = resolve(options.work)
+    (work / "stream").mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    shards = FIRST + options.steps // EVERY
+    producer = spawn.Process(target=produce, args=(work / "stream", shards), daemon=True)
+    producer.start()
+    try:
+        publish(train(work, options.steps), work, options.steps)
+    except InputError as error:
+        sys.exit(str(error))
+    finally:
+        producer.terminate()
+
+
+if __name__ == "__main__":
+    main()
