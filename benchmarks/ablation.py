@@ -28,12 +28,12 @@ from lesionlib.segmentation import reference
 
 SHOWN = 300  # masks of S-train (or two thirds): no generator has seen them, no table is about them
 GROUPS = {  # of settings that a generator reads
-    "controlnet": ("base", "training", "controlnet", "sampling"),
-    "pix2pixhd": ("training", "pix2pixhd"),
+    "controlnet": ("augmentation", "base", "training", "controlnet", "sampling"),
+    "pix2pixhd": ("augmentation", "training", "pix2pixhd"),
 }
 CODE = {  # what makes its weights, and what its images
     "controlnet": (
-        (base.new, base.train, controlnet.new, controlnet.train, latents.encode_images),
+        (base.new, base.train, controlnet.new, controlnet.train, latents.examples),
         (controlnet.sample, base.PatchAutoencoder),
     ),
     "pix2pixhd": ((pix2pixhd.train,), (pix2pixhd.generate,)),
@@ -76,15 +76,19 @@ def by_controlnet(s: Settings, G, masks, folder) -> np.ndarray:
 
     `folder` keeps the training; its name is what determines the weights.
     """
-    seed, prompts, record = s.training.generator_seed, G.table["prompt"], {"key": folder.name}
-    pipe = base.new(G.images, prompts, folder / "base", s.base, seed)
-    z = latents.encode_images(pipe, G.images, folder / "latents")
-    base.train(pipe, z, prompts, folder / "base", s.base, s.training, record)
+    seed, record, work = s.training.generator_seed, {"key": folder.name}, folder / "base"
+    if s.base.model:
+        pipe = base.load(s.base.model).to(device())
+    else:
+        pipe = base.new(G.images, G.table["prompt"], work, s.base, seed)
+    if s.base.finetune or not s.base.model:
+        data = latents.examples(pipe, G, s, "base", folder / "latents")
+        base.train(pipe, data, work, s.base, s.training, record)
     options = {"locked": s.controlnet.locked, "middle_only": s.controlnet.middle_only}
     controlled = controlnet.new(pipe, seed, **options)
-    examples = controlnet.Examples(z, G.masks, prompts)
+    data = latents.examples(pipe, G, s, "controlnet", folder / "latents")
     target = folder / "controlnet"
-    controlnet.train(pipe, controlled, examples, target, s.controlnet, s.training, record)
+    controlnet.train(pipe, controlled, data, target, s.controlnet, s.training, record)
     own = s.sampling.model_copy(update={"guidance": 1.0})
     return np.stack(list(controlnet.sample(pipe, controlled, masks, [""] * len(masks), own)))
 

@@ -1,5 +1,7 @@
 """Sentences follow the numbers: made-up tables for each outcome."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -165,15 +167,19 @@ def test_the_low_data_curve_compares_with_the_same_share_alone():
     assert claims.low_data(made_up({("controlnet", 5): 0.1})).empty
 
 
-def quality(better, n=60):
-    """Rows per image of two generators; the ControlNet is better by `better` spreads."""
+def quality(better, n=60, seeds=3, spread=0.0):
+    """Rows per image of two generators; the ControlNet is better by `better` spreads.
+
+    `spread`: by how much the gain of every second generator seed is larger and smaller.
+    """
     rng, rows = np.random.default_rng(0), []
-    for method, sign in (("controlnet", 1), ("pix2pixhd", 0)):
-        gain = better * sign + rng.normal(0, 1, n)
+    for seed, (method, sign) in product(range(seeds), (("controlnet", 1), ("pix2pixhd", 0))):
+        gain = better * sign + spread * (-1) ** seed * sign + rng.normal(0, 1, n)
         rows.append(
             pd.DataFrame(
                 {
                     "method": method,
+                    "generator_seed": seed,
                     "id": np.arange(n),
                     "mse": 0.1 - 0.01 * gain,
                     "psnr_255": 58 + gain,
@@ -195,6 +201,26 @@ def test_claims_on_images_follow_the_numbers_whichever_way_is_up(better, said):
         for words in ("a lower MSE", "a higher PSNR", "a higher SSIM")
     ]
     assert claims.table1_claims(quality(1).query("method == 'controlnet'")).empty
+
+
+def test_one_training_of_each_generator_gives_no_p_value_and_no_verdict():
+    table = claims.table1_claims(quality(2, seeds=1))
+    assert set(table["verdict"]) == {"not tested"} and table[
+        ["p", "p_holm", "p_images"]
+    ].isna().all(None)
+    assert (
+        table["sentence"].str.contains("trained once").all() and "p =" not in table["sentence"][0]
+    )
+    compared = claims.compare_generators(quality(2, seeds=1), "ssim")
+    assert compared[["p", "p_images", "p_holm"]].isna().all(None) and compared["difference"][0] > 0
+    assert claims.compare_generators(quality(2), "ssim")["p"][0] < 0.05
+
+
+def test_generators_are_sampled_a_gain_of_two_seeds_that_differ_is_not_confirmed():
+    found = claims.table1_claims(quality(0.7, seeds=2, spread=1.5)).set_index("measure")
+    fixed = claims.table1_claims(quality(0.7, seeds=2)).set_index("measure")
+    width = (found["high"] - found["low"]) / (fixed["high"] - fixed["low"])
+    assert (width > 3).all() and "confirmed" not in set(found["verdict"])
 
 
 def test_subgroups_state_n_and_find_an_effect_that_is_in_one_of_them_only():

@@ -295,8 +295,11 @@ class Base(Group):
 class Training(Group):
     """Training of base and ControlNet; seed, precision and checkpoints also of Pix2PixHD."""
 
-    generator_seed: int = setting(
-        0, "Seed of both generators: initialisation, data order, noise and flips.", ge=0
+    generator_seeds: Annotated[list[Seed], *DISTINCT] = setting(
+        [0],
+        "Seeds of all generators: initialisation, data order, noise and warps. Each entry trains "
+        "every generator once, on the base of the first.",
+        min_length=1,
     )
     precision: Literal["no", "bf16", "fp16"] = setting(
         "no", "Mixed precision of both generators, for GPUs; no is 32-bit."
@@ -323,6 +326,11 @@ class Training(Group):
         "kernel trains.",
         neutral=True,
     )
+
+    @property
+    def generator_seed(self) -> int:
+        """The first seed, that of the base and of the generators that Table 2 uses."""
+        return self.generator_seeds[0]
 
 
 class ControlNet(Group):
@@ -415,13 +423,24 @@ class Pix2PixHD(Group):
         unit="optimiser steps",
         ge=1,
     )
-    batch: int = setting(4, "Images per training step (original: 1).", unit="images", ge=1)
+    batch: int = setting(8, "Images per training step (original: 1).", unit="images", ge=1)
     lr: float = setting(
         6.0e-4, "Learning rate of both networks, Adam with beta 0.5 (original: 2.0e-4).", gt=0
     )
     vgg: str = setting(
-        "disk",
-        "VGG loss: off, disk (if torch.hub has the weights), download, or the path of the weights.",
+        "auto",
+        "Perceptual loss: off; VGG19 from torch.hub's cache (disk), by download, or from the path "
+        "of its weights; or auto, which is VGG19 if it is in the cache, else a VGG16 that is "
+        "always there.",
+    )
+    vgg_images: int = setting(
+        0, "Images of each batch that the perceptual loss sees; 0 is all.", unit="images", ge=0
+    )
+    noise: int = setting(
+        8, "Noise values per image in Pix2PixHD+ (ours, not the paper's).", unit="values", ge=1
+    )
+    diversity: float = setting(
+        1.0, "Weight of its mode-seeking loss, by which noise changes the image.", ge=0
     )
     enhancers: int = setting(
         0, "Finer generators; with 1 the global generator is first trained at half the size.", ge=0

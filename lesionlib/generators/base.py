@@ -151,7 +151,7 @@ def load(name_or_path: str) -> StableDiffusionPipeline:
             safety_checker=None,
             requires_safety_checker=False,
             local_files_only=local.exists(),
-            torch_dtype=torch.float32,  # whatever the files hold
+            dtype=torch.float32,  # whatever the files hold
         )
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise InputError(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -33,6 +34,15 @@ from lesionlib.segmentation.grid import control_sets
 LAUNCHED = ("data", "augmentation", "base", "training", "controlnet", "validation", "sampling")
 
 
+def of_seed(settings, seed: int) -> SimpleNamespace:
+    """The settings with `seed` as the only one of `generator_seeds`.
+
+    Trainings read these, so that a further seed does not outdate those that are done.
+    """
+    training = settings.training.model_copy(update={"generator_seeds": [seed]})
+    return SimpleNamespace(**{**vars(settings), "training": training})
+
+
 def is_named(settings) -> bool:
     """Whether the base is used as it is named, not trained in this run."""
     return bool(settings.base.model) and not settings.base.finetune
@@ -48,6 +58,7 @@ def prepare_base(run, settings, **facts):
     """The base's pipeline; the run's own, if there is one, is trained on G unless it is current."""
     if is_named(settings):
         return load_base(run, settings)
+    settings = of_seed(settings, settings.training.generator_seed)
     folder, part, name = resolve(run), dataset.load(run).part("G"), settings.base.model
     target, work = (folder / name / "base" for name in ("models", "checkpoints"))
     groups = {n: getattr(settings, n).determining() for n in ("base", "training", "augmentation")}
@@ -72,11 +83,11 @@ class ControlNetTraining:
     validations, not the weights. Then only the final weights are validated again.
     """
 
-    def __init__(self, run, settings, pipe=None):
+    def __init__(self, run, settings, pipe=None, name: str = "controlnet"):
+        settings = of_seed(settings, settings.training.generator_seed)
         self.run, self.settings, self.study = resolve(run), settings, dataset.load(run)
-        self.folder, self.target = (
-            self.run / part / "controlnet" for part in ("checkpoints", "models")
-        )
+        self.name = name
+        self.folder, self.target = (self.run / part / name for part in ("checkpoints", "models"))
         self.pipe = pipe or load_base(run, settings)
         names = ("controlnet", "training", "augmentation")
         groups = {name: getattr(settings, name).determining() for name in names}
@@ -134,7 +145,8 @@ class ControlNetTraining:
         current = self._is_current()
         self._drop_outdated_validations(current)
         if not current and self.settings.training.launch:
-            launch(self.settings.training.launch, self.run, self.settings, "train")
+            command = self.settings.training.launch
+            launch(command, self.run, self.settings, "train", name=self.name)
         controlled = controlnet.load(self.pipe, self.target) if current else self.fit()
         if not self.log.path.exists():
             print(
@@ -168,11 +180,14 @@ class ControlNetTraining:
 
 
 class Painter:
-    """Generates images of a run with its base `pipe` and, unless it is None, a ControlNet."""
+    """Generates images of a run with its base `pipe` and a `ControlledUNet`, if there is one.
 
-    def __init__(self, run, settings, pipe, controlled: controlnet.ControlledUNet | None, **facts):
+    `model`: the folder in models/ that it was loaded from.
+    """
+
+    def __init__(self, run, settings, pipe, controlled=None, *, model="controlnet", **facts):
         self.run, self.settings, self.facts = resolve(run), settings, facts
-        self.pipe, self.controlled = pipe, controlled
+        self.pipe, self.controlled, self.model = pipe, controlled, model
         self.base = base.pipeline_digest(pipe)
 
     @cached_property
@@ -222,7 +237,8 @@ class Painter:
             sets.begin(request)
             path = self.run / "checkpoints" / "controlnet" / "masks.npy"
             write_npy(path, masks)
-            job = dict(name=str(name), masks=str(path), prompts=list(prompts), control=control)
+            job = dict(name=str(name), masks=str(path), prompts=list(prompts))
+            job["model"] = self.model if control else ""
             launch(command, self.run, self.settings, "sample", **job)
         sets.fill(request, self.paint(request, control), self.segmenter, **self.facts)
 
@@ -232,6 +248,21 @@ class Painter:
         for name in control_sets(design.arms, design.mask_mode):
             masks, prompts = conditions.vary(self.run, study, self.settings, name)
             self.fill(f"synthetic/{name}", masks, prompts, control=name != "base")
+
+
+def further_controlnets(run, settings, pipe, **facts):
+    """Train a ControlNet for each further generator seed, and generate its images (`sets.repeats`).
+
+    The same as with the first seed: of S-test's masks with empty prompts, and the synthetic pairs.
+    """
+    test, conditioned = dataset.load(run).part("S-test"), conditions.load(run)[:2]
+    seeds = settings.training.generator_seeds
+    for seed, name in list(sets.repeats("controlnet", seeds).items())[1:]:
+        own = of_seed(settings, seed)
+        controlled = ControlNetTraining(run, own, pipe, name).complete(**facts)
+        painter = Painter(run, own, pipe, controlled, model=name, **facts)
+        painter.fill(f"generated/{name}", test.masks, [""] * len(test.masks))
+        painter.fill(f"synthetic/{name}", *conditioned)
 
 
 def prepare_pix2pixhd(run, settings, **facts):
@@ -296,25 +327,26 @@ def launch(command: str, run, settings, what: str, **job):
         ) from error
 
 
-def train_job(run, settings):
-    """Train a run's ControlNet in this process, one of several."""
-    ControlNetTraining(run, settings).fit()
+def train_job(run, settings, name: str):
+    """Train a run's ControlNet `name` in this process, one of several."""
+    ControlNetTraining(run, settings, name=name).fit()
 
 
-def sample_job(run, settings, name, masks, prompts, control: bool):
+def sample_job(run, settings, name, masks, prompts, model: str):
     """Generate the batches of a set that are this process's share.
 
-    `name`: the set's folder in the run; `masks`: path of the array (.npy); without `control` the
-    base alone paints them.
+    `name`: the set's folder in the run; `masks`: path of the array (.npy); `model`: the ControlNet
+    in models/, or "" if the base alone paints them.
     """
     from accelerate import PartialState  # slow import, needed only with several processes
 
     pipe = load_base(run, settings)
-    controlled = controlnet.load(pipe, resolve(run) / "models" / "controlnet") if control else None
+    controlled = controlnet.load(pipe, resolve(run) / "models" / model) if model else None
     painter, state = Painter(run, settings, pipe, controlled), PartialState()
-    request = painter.request(name, np.load(masks), prompts, control)
+    request = painter.request(name, np.load(masks), prompts, bool(model))
     share = state.process_index, state.num_processes
-    sets.paint(request, painter.paint(request, control), share, settings.sampling.sample_batch)
+    work = painter.paint(request, bool(model))
+    sets.paint(request, work, share, settings.sampling.sample_batch)
 
 
 if __name__ == "__main__":

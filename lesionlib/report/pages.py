@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from nbconvert import HTMLExporter
@@ -179,7 +180,7 @@ def claims_table(folder) -> pd.DataFrame:
             "claim": rows["claim"],
             "verdict": rows["verdict"],
             "difference (95 % interval)": differences,
-            "p (Holm)": [f"{p:.2g}" for p in rows["p_holm"]],
+            "p (Holm)": ["" if np.isnan(p) else f"{p:.2g}" for p in rows["p_holm"]],
             "detectable with 80 % power": rows["detectable"].map("{:.3f}".format),
         }
     )
@@ -199,7 +200,8 @@ def _abstract(folder) -> dict:
             f"at equal {schedule}"
         )
     verdicts = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])["verdict"]
-    known = ("confirmed", "not confirmed", "not resolvable")
+    known = ["confirmed", "not confirmed", "not resolvable"]
+    known += ["not tested"] * ("not tested" in set(verdicts))
     return {
         "ssim": [f"{display_name(method)} {value:.3f}" for method, value in ssim.items()],
         "gains": gains,
