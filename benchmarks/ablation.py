@@ -90,14 +90,15 @@ def by_controlnet(s: Settings, G, masks, folder) -> np.ndarray:
     target = folder / "controlnet"
     controlnet.train(pipe, controlled, data, target, s.controlnet, s.training, record)
     own = s.sampling.model_copy(update={"guidance": 1.0})
-    return np.stack(list(controlnet.sample(pipe, controlled, masks, [""] * len(masks), own)))
+    how = dict(precision=s.training.precision)
+    return np.stack(list(controlnet.sample(pipe, controlled, masks, [""] * len(masks), own, **how)))
 
 
 def by_pix2pixhd(s: Settings, G, masks, folder) -> np.ndarray:
     """Images (N, S, S, 3) of a Pix2PixHD with settings `s`; `folder` as in `by_controlnet`."""
     vgg, record = pix2pixhd.vgg_loss_or_none(s.pix2pixhd.vgg), {"key": folder.name}
-    groups = s.pix2pixhd, s.training
-    generator = pix2pixhd.train(G.images, G.masks, folder, *groups, record, vgg=vgg)
+    examples = pix2pixhd.Examples(G.images, G.masks, s.augmentation)
+    generator = pix2pixhd.train(examples, folder, s.pix2pixhd, s.training, record, vgg=vgg)
     return np.stack(list(pix2pixhd.generate(generator, masks, device=device())))
 
 

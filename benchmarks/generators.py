@@ -2,19 +2,24 @@
 
 ControlNet: the loop of diffusers' examples/controlnet/train_controlnet.py, which decodes pictures
 and runs autoencoder and text encoder in every step; sampling: StableDiffusionControlNetPipeline.
-Pix2PixHD: the order of NVIDIA/pix2pixHD's training, in float32. The same weights' shapes, batch,
-machine and run; what ours computes once (latents, embeddings) is done before the clock starts.
+Pix2PixHD: the order of NVIDIA/pix2pixHD's training. Both sides in bf16 and in channels_last where
+that is faster. The same weights' shapes, batch, machine and run; what ours computes once (latents,
+embeddings) is done before the clock starts.
 """
 
+import copy
 import itertools
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
@@ -24,13 +29,17 @@ from torchvision import transforms
 
 from benchmarks import sd15
 from lesionlib.data import phantom
+from lesionlib.data.dataset import Study
 from lesionlib.engine import settings as config
 from lesionlib.engine import training
-from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Sampling, Training
+from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Sampling, Settings, Training
 from lesionlib.generators import base, controlnet, latents, pix2pixhd
 
 PROMPTS = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma with streaks"]
 DEVICE = training.device()
+FAST = DEVICE.type == "cuda" or training.cpu_computes_bf16()
+PRECISIONS = ["no", "bf16"] if FAST else ["no"]
+WIDTHS = [64, 96, 128]  # of the base that comes with the repository
 ISIC = (1024, 768)  # pixels: about the smallest size that is common in ISIC 2018
 
 
@@ -76,13 +85,14 @@ def arrays(folder, size: int):
     return np.stack(images), np.stack(masks).astype(np.uint8)
 
 
-def enlarged(folder, target, size=ISIC):
+def resized(folder, target, size):
     """Write the pictures of `folder` again at `size` (width, height): JPEG, quality 90."""
     for path in folder.rglob("ISIC*.*"):
         if path.suffix in (".jpg", ".png"):
             (target / path.parent.name).mkdir(parents=True, exist_ok=True)
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            method = cv2.INTER_CUBIC if path.suffix == ".jpg" else cv2.INTER_NEAREST
+            method = cv2.INTER_CUBIC if size[0] > picture.shape[1] else cv2.INTER_AREA
+            method = method if path.suffix == ".jpg" else cv2.INTER_NEAREST
             picture = cv2.resize(picture, size, interpolation=method)
             options = [cv2.IMWRITE_JPEG_QUALITY, 90] if path.suffix == ".jpg" else []
             cv2.imwrite(str(target / path.parent.name / path.name), picture, options)
@@ -101,6 +111,7 @@ class Flags:
     workers: int = 0  # processes that decode pictures
     to_none: bool = False  # gradients are set to None
     precision: str = "no"  # no or bf16
+    channels_last: bool = False  # not one of the example's, but free to use
 
 
 def example_step(pipe, model, batch, dtype) -> torch.Tensor:
@@ -132,10 +143,11 @@ def example_step(pipe, model, batch, dtype) -> torch.Tensor:
 def example_rate(pipe, folder, size, batch, steps, flags: Flags):
     """Samples per second of the loop of diffusers' example, with these flags."""
     parts, dtype = (pipe.unet, pipe.vae, pipe.text_encoder), torch.float32
+    layout = torch.channels_last if flags.channels_last else torch.contiguous_format
     for part in parts:
         part.to(DEVICE).requires_grad_(False).to(memory_format=torch.contiguous_format)
-    model = controlnet.new(pipe).controlnet.to(DEVICE, memory_format=torch.contiguous_format)
-    pipe.unet.to(memory_format=torch.contiguous_format)
+    model = controlnet.new(pipe).controlnet.to(DEVICE, memory_format=layout)
+    pipe.unet.to(memory_format=layout)
     accelerator = training.accelerator(flags.precision)
     if flags.precision != "no":
         dtype = torch.bfloat16
@@ -192,7 +204,7 @@ def clocked(model):
         torch.Tensor.backward = backward
 
 
-def our_rates(pipe, images, masks, batch, steps, precision="no"):
+def our_rates(pipe, images, masks, batch, steps):
     """Samples per second of our training, the seconds, and those in forward and backward passes.
 
     `steps` is even.
@@ -200,8 +212,10 @@ def our_rates(pipe, images, masks, batch, steps, precision="no"):
     pipe.to(DEVICE)
     controlled, times = controlnet.new(pipe), []
     settings = ControlNet(steps=2 + steps, batch=batch, lr=5e-6, prompt_dropout=0.5)
-    shared = Training(ema=0.0, precision=precision, save_every=10**9)
-    prompts = [PROMPTS[i % 2] for i in range(len(images))]
+    shared, common = Training(ema=0.0, save_every=10**9), Settings()
+    once = common.augmentation.model_copy(update={"variants": 1})
+    common = common.model_copy(update={"augmentation": once})
+    prompts = pd.DataFrame({"prompt": [PROMPTS[i % 2] for i in range(len(images))]})
     with clocked(controlled) as busy, tempfile.TemporaryDirectory() as place:
 
         def watch(_):
@@ -210,8 +224,8 @@ def our_rates(pipe, images, masks, batch, steps, precision="no"):
             return {"seconds": times[-1][0]}
 
         folder = Path(place)
-        z = latents.encode_images(pipe, images, folder)
-        examples, monitor = controlnet.Examples(z, masks, prompts), base.Monitor(watch, 2)
+        part, monitor = Study(images, masks, prompts, ""), base.Monitor(watch, 2)
+        examples = latents.examples(pipe, part, common, "controlnet", folder)
         controlnet.train(pipe, controlled, examples, folder, settings, shared, {}, monitor)
     (start, first), (end, last) = times[1], times[-1]
     spans = np.diff(busy[first:last])[::2]
@@ -219,7 +233,9 @@ def our_rates(pipe, images, masks, batch, steps, precision="no"):
 
 
 FLAGS = {"workers": Flags(workers=2, to_none=True)}
-FLAGS["workers, bf16"] = Flags(workers=2, to_none=True, precision="bf16")
+FLAGS["workers, channels_last"] = replace(FLAGS["workers"], channels_last=True)
+if FAST:
+    FLAGS |= {f"{k}, bf16": replace(flags, precision="bf16") for k, flags in FLAGS.items()}
 
 
 def training_rows(pipe, folders, size, batch, steps, repeats, flags=FLAGS, number=None):
@@ -228,26 +244,20 @@ def training_rows(pipe, folders, size, batch, steps, repeats, flags=FLAGS, numbe
     `folders` of pictures by label: the example decodes them in every step. `number` images for
     ours, whose latents are made before the clock starts (default: all).
     """
-    folder = next(iter(folders.values()))
-    images, masks = (array[:number] for array in arrays(folder, size))
-    precision = "bf16" if DEVICE.type == "cuda" else "no"
+    images, masks = (array[:number] for array in arrays(next(iter(folders.values())), size))
     flags = {"defaults": Flags()} | flags
     ours, shares, theirs = [], [], {(label, key): [] for label in folders for key in flags}
     for _ in range(repeats):
-        rate, *seconds = our_rates(pipe, images, masks, batch, steps, precision)
+        rate, *seconds = our_rates(pipe, images, masks, batch, steps)
         ours.append(rate)
         shares.append(seconds)
         for label, key in theirs:
-            slow = flags[key].precision != "no" and DEVICE.type == "cpu"  # once is enough
-            if slow and (len(ours) > 1 or folders[label] is not folder):
-                continue
             rate = example_rate(pipe, folders[label], size, batch, steps, flags[key])
             theirs[label, key].append(rate)
     whole, both = min(shares)
     rows = [("seconds of all in forward + backward", both, whole, "s")]
     for label in folders:
-        tuned = [key for key in list(flags)[1:] if theirs[label, key]]
-        best = max(tuned, key=lambda key, label=label: max(theirs[label, key]))
+        best = max(list(flags)[1:], key=lambda key, label=label: max(theirs[label, key]))
         for said, key in (("defaults", "defaults"), (f"best flags ({best})", best)):
             rates = max(ours), max(theirs[label, key])
             rows.append((f"{label}: example's {said}", *rates, "samples/s"))
@@ -269,21 +279,26 @@ def timed(number, work):
     return number / (time.perf_counter() - start), images
 
 
-def their_sampling(pipe, controlled, masks, steps):
+def their_sampling(pipe, controlled, masks, steps, precision="no"):
     """A function that samples images of masks by the pipeline of diffusers; it takes its options.
 
-    Noise is that of `controlnet.sample`, prompts are empty.
+    Noise is that of `controlnet.sample`, prompts are empty. Weights are copies in channels_last; in
+    bf16 all are converted, as the documentation of diffusers advises.
     """
     side, number = masks.shape[1] // pipe.vae_scale_factor, len(masks)
     shape = (pipe.unet.config.in_channels, side, side)
     noise = [torch.randn(shape, generator=training.generator_at(0, i)) for i in range(number)]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    models = {k: getattr(pipe, k) for k in ("vae", "text_encoder", "unet")}
+    models["controlnet"] = controlled.controlnet
+    models = {k: copy.deepcopy(model).to(dtype=dtype) for k, model in models.items()}
+    for name in ("unet", "controlnet"):
+        models[name].to(memory_format=torch.channels_last)
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-    theirs = StableDiffusionControlNetPipeline(
-        **parts, controlnet=controlled.controlnet, requires_safety_checker=False
-    )
+    theirs = StableDiffusionControlNetPipeline(**parts | models, requires_safety_checker=False)
     theirs.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
-    noise = torch.stack(noise).to(DEVICE)
+    noise = torch.stack(noise).to(DEVICE, dtype)
 
     def sample(**options):
         options |= dict(latents=noise, num_inference_steps=steps, output_type="np")
@@ -293,7 +308,10 @@ def their_sampling(pipe, controlled, masks, steps):
 
 
 def sampling_rows(name, pipe, size, number, steps, repeats):
-    """Images per second against the pipeline of diffusers at its default guidance."""
+    """Images per second against the pipeline of diffusers, at its default and at equal guidance.
+
+    Both sides in float32 and, where the machine has it, in bf16: the faster one counts.
+    """
     pipe.to(DEVICE)
     controlled = controlnet.new(pipe, 0).eval()
     zero = (
@@ -304,46 +322,66 @@ def sampling_rows(name, pipe, size, number, steps, repeats):
         torch.nn.init.normal_(layer.weight, std=0.02)  # so that control changes something
     masks = np.zeros((number, size, size), np.uint8)
     masks[:, size // 4 : size // 2, size // 4 : size // 2] = 1
-    theirs = their_sampling(pipe, controlled, masks, steps)
     settings = Sampling(ddim_steps=steps, sample_batch=number)
 
-    def own():
-        made = controlnet.sample(pipe, controlled, masks, [""] * number, settings)
+    def own(precision):
+        made = controlnet.sample(
+            pipe, controlled, masks, [""] * number, settings, precision=precision
+        )
         return np.stack(list(made))
 
-    ours, default = [], []
+    work = {}
+    for precision in PRECISIONS:
+        theirs = their_sampling(pipe, controlled, masks, steps, precision)
+        work["ours", precision] = partial(own, precision)
+        work["default", precision] = theirs
+        work["equal", precision] = partial(theirs, guidance_scale=1.0)
+    rates = {key: [] for key in work}
+    made = {key: one() for key, one in work.items()}  # the first one is slower
     for _ in range(repeats):
-        rate, images = timed(number, own)
-        ours.append(rate)
-        default.append(timed(number, theirs)[0])
-    same = theirs(guidance_scale=1.0)
-    apart = np.abs(images / 255 - same).mean() * 255
-    return [
-        (f"sampling, {name}: pipeline of diffusers", max(ours), max(default), "images/s"),
-        (f"sampling, {name}: mean difference at equal guidance (limit 2)", apart, 2.0, "of 255"),
+        for key, one in work.items():
+            rates[key].append(timed(number, one)[0])
+    best = {key: max(PRECISIONS, key=lambda p, key=key: max(rates[key, p])) for key, _ in work}
+    fastest = {key: max(rates[key, precision]) for key, precision in best.items()}
+    apart = np.abs(made["ours", "no"] / 255 - made["equal", "no"]).mean() * 255
+    rows = [
+        (
+            f"sampling, {name} ({best['ours']}): pipeline of diffusers, {said} ({best[key]})",
+            fastest["ours"],
+            fastest[key],
+            "images/s",
+        )
+        for said, key in (("default guidance", "default"), ("equal guidance", "equal"))
     ]
+    title = f"sampling, {name}: mean difference at equal guidance, float32 (limit 2)"
+    return [*rows, (title, apart, 2.0, "of 255")]
 
 
-def literal_pix2pixhd(images, masks, batch, sizes, disc_channels):
-    """A step of the original's order: three passes of the discriminator, two optimisers."""
-    generator, critic = pix2pixhd.networks(*sizes, disc_channels, 2, 0)
-    generator.to(DEVICE)
-    critic.to(DEVICE)
+def literal_pix2pixhd(examples, settings: Pix2PixHD, precision="no"):
+    """A step of the original's order: three passes of the discriminator, two optimisers.
+
+    In float32 as the original; in bf16 by autocast, and in channels_last.
+    """
+    generator, critic = pix2pixhd.networks(settings, 0).to(DEVICE)
+    if precision != "no":
+        generator.to(memory_format=torch.channels_last)
+        critic.to(memory_format=torch.channels_last)
+    cast = partial(torch.autocast, DEVICE.type, torch.bfloat16, enabled=precision != "no")
     adam = [
         torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.999)) for m in (generator, critic)
     ]
 
     def step(number):
-        pair = pix2pixhd.flipped_batch(images, masks, number, batch, 0)
-        real, condition = (x.to(DEVICE) for x in pair)
-        fake = generator(condition)
-        of_old = critic(torch.cat([condition, fake.detach()], 1))
-        of_real = critic(torch.cat([condition, real], 1))
-        of_fake = critic(torch.cat([condition, fake], 1))
-        loss_d = (pix2pixhd.gan_loss(of_old, False) + pix2pixhd.gan_loss(of_real, True)) / 2
-        loss_g = pix2pixhd.gan_loss(of_fake, True) + 10 * pix2pixhd.feature_matching_loss(
-            of_fake, of_real, critic.n_layers
-        )
+        real, condition = (x.to(DEVICE) for x in examples.batch(number, settings.batch, 0))
+        with cast():
+            fake = generator(condition)
+            of_old = critic(torch.cat([condition, fake.detach()], 1))
+            of_real = critic(torch.cat([condition, real], 1))
+            of_fake = critic(torch.cat([condition, fake], 1))
+            loss_d = (pix2pixhd.gan_loss(of_old, False) + pix2pixhd.gan_loss(of_real, True)) / 2
+            loss_g = pix2pixhd.gan_loss(of_fake, True) + 10 * pix2pixhd.feature_matching_loss(
+                of_fake, of_real, critic.n_layers
+            )
         for optimiser, loss in zip(adam, (loss_g, loss_d), strict=True):
             optimiser.zero_grad()  # of the critic: what the generator's loss left there
             loss.backward()
@@ -352,32 +390,37 @@ def literal_pix2pixhd(images, masks, batch, sizes, disc_channels):
     return step
 
 
-def pix2pixhd_row(images, masks, settings: Pix2PixHD, steps, repeats):
-    """Steps per second of our training against the literal float32 loop."""
-    sizes = settings.channels, settings.downsample, settings.blocks
-    critic, batch, ours, theirs = settings.disc_channels, settings.batch, [], []
-    shared = Training(save_every=10**9)
+def pix2pixhd_rows(images, masks, settings: Pix2PixHD, steps, repeats):
+    """Steps per second of our training against the literal loop, without a perceptual loss."""
+    settings = settings.model_copy(update=dict(enhancers=0, lr=2e-4))
+    examples, shared = pix2pixhd.Examples(images, masks), Training(save_every=10**9)
+    ours, theirs = [], {precision: [] for precision in PRECISIONS}
 
     def seconds(number):
-        own = settings.model_copy(update=dict(steps=number, enhancers=0, lr=2e-4))
+        own = settings.model_copy(update=dict(steps=number))
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            pix2pixhd.train(images, masks, Path(folder), own, shared, {})
+            pix2pixhd.train(examples, Path(folder), own, shared, {})
             return time.perf_counter() - start
 
     for _ in range(repeats):
         before = seconds(3)  # what every training costs once, its checkpoint included
         ours.append(steps / (seconds(3 + steps) - before))
-        step = literal_pix2pixhd(images, masks, batch, sizes, critic)
-        for number in range(3):
-            step(number)
-        synchronise()
-        start = time.perf_counter()
-        for number in range(steps):
-            step(number)
-        synchronise()
-        theirs.append(steps / (time.perf_counter() - start))
-    return [("Pix2PixHD training: literal float32 loop", max(ours), max(theirs), "steps/s")]
+        for precision, rates in theirs.items():
+            step = literal_pix2pixhd(examples, settings, precision)
+            for number in range(3):
+                step(number)
+            synchronise()
+            start = time.perf_counter()
+            for number in range(steps):
+                step(number)
+            synchronise()
+            rates.append(steps / (time.perf_counter() - start))
+    said = {"no": "literal float32 loop", "bf16": "the same in bf16, channels_last"}
+    return [
+        (f"Pix2PixHD training: {said[precision]}", max(ours), max(rates), "steps/s")
+        for precision, rates in theirs.items()
+    ]
 
 
 def isic_shape(folder, settings: Base):
@@ -413,7 +456,8 @@ def full_size_rows(folder) -> list[tuple]:
 def rows(repeats: int = 3) -> list[tuple[str, float, float, str]]:
     """(name, ours, reference, unit), the best of alternating repeats.
 
-    In the sizes of the preset isic with as many threads as its jobs have.
+    In the sizes of the preset isic with as many threads as its jobs have. For a smaller benchmark:
+    `python -m benchmarks.generators REPEATS`.
     """
     settings = config.load("isic")
     threads = torch.get_num_threads()
@@ -421,18 +465,27 @@ def rows(repeats: int = 3) -> list[tuple[str, float, float, str]]:
     size, batch, name = settings.data.image_size, settings.controlnet.batch, "isic sizes"
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        large, small = folder / "large", {"256 px": folder}
+        whole, shrunk = folder / "whole", folder / "shrunk"
         phantom.write_dataset(folder, 64, 256, workers=1)
         images, masks = arrays(folder, size)
-        own = settings.base.model_copy(update={"reach": 0})
+        own = settings.base.model_copy(update={"reach": 0, "channels": WIDTHS})
         pipe = base.new(images, PROMPTS, folder / "small", own, 0)
-        enlarged(folder, large)
-        folders = small | {"{}x{}".format(*ISIC): large}
+        resized(folder, whole, ISIC)
+        resized(folder, shrunk, (size, size))
+        folders = {f"{size} px (already shrunk)": shrunk, "{}x{}".format(*ISIC): whole}
         found = titled(name, training_rows(pipe, folders, size, batch, 12, repeats))
         found += sampling_rows(name, pipe, size, 16, settings.sampling.ddim_steps, repeats)
-        found += pix2pixhd_row(images, masks, settings.pix2pixhd, 30, repeats)
+        found += pix2pixhd_rows(images, masks, settings.pix2pixhd, 30, repeats)
         torch.set_num_threads(threads)
         pipe, name = isic_shape(folder / "shape", own), "SD 1.5's autoencoder and text encoder"
         flags = FLAGS if DEVICE.type == "cuda" else {"workers": FLAGS["workers"]}
-        found += titled(name, training_rows(pipe, small, 256, 4, 2, 1, flags, number=8))
+        folders = {"256 px": folder}
+        found += titled(name, training_rows(pipe, folders, 256, 4, 2, 1, flags, number=8))
         return found + full_size_rows(folder)
+
+
+if __name__ == "__main__":
+    found = pd.DataFrame(
+        rows(*map(int, sys.argv[1:])), columns=["name", "ours", "reference", "unit"]
+    )
+    print(found.assign(ratio=found["ours"] / found["reference"]).to_string(index=False))

@@ -24,11 +24,12 @@ from benchmarks.curation import write_pairs
 from lesionlib.data import curation
 from lesionlib.engine import settings as config
 from lesionlib.engine.files import ROOT
-from lesionlib.engine.training import Files, device
+from lesionlib.engine.training import Files, cpu_computes_bf16, device
 from lesionlib.segmentation import networks, training
 
 FILES = (3000, 2000)  # pixels
 GRID = "bench-grid"
+PRECISIONS = ["no", "bf16"] if device().type == "cuda" or cpu_computes_bf16() else ["no"]
 
 
 class Pairs(Dataset):
@@ -54,10 +55,10 @@ class Pairs(Dataset):
         return functional.normalize(image, mean, std), mask
 
 
-def plain_rate(network, table, size, batch, steps, **options) -> float:
-    """Samples per second of the plain loop, after two steps."""
-    model = networks.build(network, **options).to(device())
-    model.to(memory_format=torch.contiguous_format)
+def plain_rate(network, table, size, batch, steps, precision="no", **options) -> float:
+    """Samples per second of the plain loop, after two steps; in bf16 also in channels_last."""
+    model, bf16 = networks.build(network, **options).to(device()), precision == "bf16"
+    model.to(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     loader = DataLoader(
         Pairs(table, size),
@@ -74,7 +75,9 @@ def plain_rate(network, table, size, batch, steps, **options) -> float:
                 start = time.perf_counter()
             if step == 2 + steps:
                 return batch * steps / (time.perf_counter() - start)
-            loss = networks.dice_loss(model(image.to(device())), mask.to(device()))
+            with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
+                logits = model(image.to(device()))
+            loss = networks.dice_loss(logits.float(), mask.to(device()))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -119,6 +122,7 @@ def training_rows(settings: config.Segmentation, repeats: int):
     recipe = training.Recipe(
         settings.batch,
         settings.lr,
+        precision=settings.segmentation_precision,
         validations=1,
         encoder=settings.unet_encoder,
         decoder=settings.unet_decoder,
@@ -129,16 +133,19 @@ def training_rows(settings: config.Segmentation, repeats: int):
         for size, steps in ((64, 20), (256, 5)):
             curation.curate(table, size, f"{folder}/{size}")
             pairs = [np.load(f"{folder}/{size}/{name}") for name in curation.NAMES[:2]]
-            ours, theirs = [], []
+            ours, theirs = [], {precision: [] for precision in PRECISIONS}
             for _ in range(repeats):
                 ours.append(our_rate("unet", pairs, recipe, steps))
-                theirs.append(plain_rate("unet", table, size, batch, steps, **options))
+                for precision, rates in theirs.items():
+                    how = dict(precision=precision, **options)
+                    rates.append(plain_rate("unet", table, size, batch, steps, **how))
             rate, share = max(ours)
             title = f"segmentation training, {size} px"
             rows += [
-                (f"{title}: plain loop, 2 workers", rate, max(theirs), "samples/s"),
-                (f"{title}: share of forward + backward (at least 0.9)", share, 0.9, ""),
+                (f"{title}: plain loop, 2 workers ({said})", rate, max(rates), "samples/s")
+                for said, rates in zip(("float32", "bf16"), theirs.values(), strict=False)
             ]
+            rows += [(f"{title}: share of forward + backward (at least 0.9)", share, 0.9, "")]
     return rows
 
 

@@ -1,6 +1,6 @@
 """Pretrain the base that comes with the repository, on an endless stream of procedural images.
 
-    python -m models.pretrain [--work runs/pretrain] [--steps N] [--threads N]
+    python -m models.pretrain [--work runs/pretrain] [--steps N] [--threads N] [--publish]
 
 `models/small` is a small Stable Diffusion that has never seen a patient's pixel: what Stable
 Diffusion is to the paper, it is to the presets that two CPU cores can run. Images come from
@@ -16,6 +16,7 @@ arguments. `validations.csv` in the work folder holds KID to held-out procedural
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -37,7 +38,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, resolve, write_csv
 from lesionlib.engine.provenance import digest
 from lesionlib.engine.settings import Augmentation, Base, Sampling
-from lesionlib.engine.training import Schedule, fit, generator_at
+from lesionlib.engine.training import Average, Schedule, fit, generator_at, load_checkpoint
 from lesionlib.evaluation import distribution
 from lesionlib.generators import base, controlnet
 from lesionlib.masks import recipe
@@ -49,6 +50,7 @@ SHARD, FIRST, WINDOW, EVERY = 256, 4, 48, 150  # images; shards at the start, at
 SIZES = {64: (0.7, 32), 32: (0.1, 64), 128: (0.2, 8)}  # share of the steps, and batch, by side
 HELD_OUT = 512  # images that are never trained on
 DROPOUT = 0.2  # share of empty prompts
+EMA = 0.999  # decay of the moving average of the weights
 MODEL = Base(model="", channels=[64, 96, 128], text_tokens=56)
 WARPS = Augmentation()
 SITES = (*phantom.SITES, "lateral torso", "palms/soles", "oral/genital")  # of ISIC
@@ -172,7 +174,8 @@ def validator(pipe, folder: Path):
     @torch.no_grad()
     def validate(step: int) -> dict:
         made = np.stack(list(controlnet.sample(pipe, None, empty, texts, settings)))
-        sheet = made[:64].reshape(8, 8, 64, 64, 3).swapaxes(1, 2).reshape(512, 512, 3)
+        side = math.isqrt(min(len(made), 64))
+        sheet = np.concatenate([np.concatenate(row, 1) for row in np.split(made[: side**2], side)])
         cv2.imwrite(str(folder.parent / f"samples_{step:06d}.png"), sheet[..., ::-1])
         features = distribution.imagenet_features(model, made)
         mean, sd = distribution.kid(features, known, size=len(features) // 2)
@@ -181,14 +184,31 @@ def validator(pipe, folder: Path):
     return validate
 
 
-def train(work: Path, steps: int):
-    """The pretrained pipeline; the stream lies in work/stream."""
-    stream = work / "stream"
-    images = np.concatenate([shard(stream, n)[0] for n in range(FIRST)])
+def untrained(work: Path, steps: int):
+    """The pipeline before its training, both parts of it that are trained, and the record."""
+    images = np.concatenate([shard(work / "stream", n)[0] for n in range(FIRST)])
     first = resized(images, np.zeros(images.shape[:3]), 64)[0]
     pipe = base.new(first, vocabulary(), work, MODEL, SEED)
     pipe.unet.to(memory_format=torch.channels_last)
     model = base.Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
+    return pipe, model, {"steps": steps, "seed": SEED, "stream": digest(first)}
+
+
+def so_far(work: Path, steps: int):
+    """The pipeline with the averaged weights of the last checkpoint, and that checkpoint's step."""
+    pipe, model, record = untrained(work, steps)
+    state = load_checkpoint(work / "checkpoint.pt", record)
+    if state is None:
+        raise InputError(work / "checkpoint.pt", "no checkpoint of this training", "start it first")
+    average = Average(list(model.parameters()), EMA)
+    average.load(state["average"])
+    average.finish()
+    return pipe, state["step"]
+
+
+def train(work: Path, steps: int):
+    """The pretrained pipeline; the stream lies in work/stream."""
+    stream, (pipe, model, record) = work / "stream", untrained(work, steps)
 
     def loss_at(model, step):
         images, texts = batch_of(stream, step)
@@ -197,20 +217,37 @@ def train(work: Path, steps: int):
         predicted = model(noisy, t, base.token_ids(pipe, texts))
         return base.denoising_loss(pipe.scheduler, predicted, target, t)
 
-    plan = Schedule(steps, 1e-3, warmup=200, ema=0.999, precision="bf16", validate_every=1000)
-    record = {"steps": steps, "seed": SEED, "stream": digest(first)}
-    fit(model, loss_at, work, plan, record, validate=validator(pipe, stream), desc="pretraining")
+    plan = Schedule(steps, 1e-3, warmup=200, ema=EMA, precision="bf16", validate_every=1000)
+    start, path = time.monotonic(), work / "seconds.json"
+    spent = json.loads(path.read_text()) if path.exists() else 0.0
+    try:
+        fit(model, loss_at, work, plan, record, validate=validator(pipe, stream), desc="base")
+    finally:
+        path.write_text(json.dumps(spent + time.monotonic() - start))
     return pipe
 
 
-def publish(pipe, work: Path, steps: int):
-    """Write the base in half precision to models/small, with the curve of its validations."""
+def publish(pipe, work: Path, steps: int, done: int):
+    """Write the base after `done` of `steps` to models/small, in half precision, with its card."""
     shutil.rmtree(TARGET, ignore_errors=True)
+    curve = pd.read_csv(work / "validations.csv")
+    first, last = curve.iloc[1], curve.iloc[-1]
+    facts = dict(
+        unet=sum(p.numel() for p in pipe.unet.parameters()) / 1e6,
+        images=(FIRST + (done - 1) // EVERY) * SHARD,
+        hours=json.loads((work / "seconds.json").read_text()) / 3600,
+        first=first["kid"],
+        first_step=int(first["step"]),
+        last=last["kid"],
+        command=f"python -m models.pretrain --steps {steps}",
+    )
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.half()
-    command = f"python -m models.pretrain --steps {steps}"
-    base.save(pipe, TARGET, command=command, data_seed=SEED, steps=steps)
-    write_csv(TARGET / "validations.csv", pd.read_csv(work / "validations.csv"))
+    write_csv(TARGET / "validations.csv", curve)
+    card = (ROOT / "models" / "card.md").read_text()
+    card = card.format(seed=SEED, steps=steps, done=done, held_out=HELD_OUT, **facts)
+    (TARGET / "README.md").write_text(card)
+    base.save(pipe, TARGET, command=facts["command"], data_seed=SEED, steps=done)
 
 
 def main():
@@ -219,17 +256,23 @@ def main():
     parser.add_argument("--work", default="runs/pretrain", help="folder of stream and checkpoint")
     parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
+    parser.add_argument(
+        "--publish", action="store_true", help="only publish what the training has reached so far"
+    )
     options = parser.parse_args()
     check_seeds()
     torch.set_num_threads(options.threads)
     work = resolve(options.work)
     (work / "stream").mkdir(parents=True, exist_ok=True)
+    if options.publish:
+        pipe, done = so_far(work, options.steps)
+        return publish(pipe, work, options.steps, done)
     spawn = multiprocessing.get_context("spawn")
     shards = FIRST + options.steps // EVERY
     producer = spawn.Process(target=produce, args=(work / "stream", shards), daemon=True)
     producer.start()
     try:
-        publish(train(work, options.steps), work, options.steps)
+        publish(train(work, options.steps), work, options.steps, options.steps)
     except InputError as error:
         sys.exit(str(error))
     finally:

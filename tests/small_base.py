@@ -13,12 +13,20 @@ import torch
 
 from lesionlib.data.dataset import Study
 from lesionlib.engine import training as loop
-from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Reference, Settings, Training
+from lesionlib.engine.settings import (
+    Augmentation,
+    Base,
+    ControlNet,
+    Pix2PixHD,
+    Reference,
+    Settings,
+    Training,
+)
 from lesionlib.generators import base, controlnet, latents, pix2pixhd
 from lesionlib.segmentation import reference
 
 PROMPTS = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma with streaks"]
-SMALL = Base(channels=[16, 32], attention=[False, True], text_width=16, reach=0)
+SMALL = Base(model="", channels=[16, 32], attention=[False, True], text_width=16, reach=0)
 
 
 def pairs(n: int = 24):
@@ -55,13 +63,14 @@ def train(kind: str, folder, steps: int = 12, **options):
     if kind == "pix2pixhd":
         sizes = dict(channels=4, downsample=1, blocks=1, disc_channels=4, enhancers=1)
         own = Pix2PixHD(fine_steps=steps, fixed_steps=4, **sizes, **common)
-        options = dict(log_every=2)
-        model = pix2pixhd.train(images, masks, folder, own, training, {"n": 1}, **options)
+        data, options = pix2pixhd.Examples(images, masks), dict(log_every=2)
+        model = pix2pixhd.train(data, folder, own, training, {"n": 1}, **options)
         return model.state_dict()
     if kind == "reference":
         parts = pd.DataFrame({"split": ["S-train"] * 16 + ["S-val"] * 4 + ["G"] * 4})
-        own = Reference(size=32, epochs=steps, batch=8, lr=3e-3, decoder=[16, 8, 8])
-        return reference.train(folder, Study(images, masks, parts, "f"), own).model.state_dict()
+        own = Reference(size=32, steps=2 * steps, batch=8, lr=3e-3, decoder=[16, 8, 8])
+        study = Study(images, masks, parts, "f")
+        return reference.train(folder, study, own, Augmentation()).model.state_dict()
     pipe = untrained(folder)
     data = examples(pipe, folder)
     common["prompt_dropout"] = 0.5

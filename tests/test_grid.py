@@ -46,6 +46,7 @@ def test_every_arm_adds_what_it_says_with_equal_steps_and_for_the_networks_of_co
         "table": set(),
         "steps": set(),
         "classical": {("classical", 0, 100)},
+        "plus": set(),
         "synthetic_only": {("controlnet", 3, 0), ("pix2pixhd", 3, 0)},
         "masks": {("controlnet_real", 1, 100), ("controlnet_fitted", 1, 100)},
         "prompts": {("controlnet_empty", 1, 100)},
@@ -74,6 +75,15 @@ def test_sets_for_controls_are_those_of_the_other_mask_modes():
         "pix2pixhd",
         "gan",
     ]
+
+
+def test_pix2pixhd_plus_is_in_table_2_with_its_arm_only():
+    def methods(arms):
+        cells = planned_cells(config.load("quick", {"arms": arms}))
+        return {cell.method for cell in cells}
+
+    assert methods(["table"]) == {"real", "controlnet", "pix2pixhd"}
+    assert methods(["table", "plus"]) == {"real", "controlnet", "pix2pixhd", "pix2pixhd_plus"}
 
 
 def test_an_external_generator_is_one_more_method_in_every_arm():

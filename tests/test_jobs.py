@@ -140,3 +140,27 @@ def test_a_corrupt_file_is_rebuilt(run, name, kind):
     path.write_bytes(whole[:-5])
     assert kind in rebuilt(run, before) <= {kind, "validations"}
     assert path.read_bytes() == whole or kind == "validations"
+
+
+def test_both_rows_of_pix2pixhd_are_trained_anew_when_what_they_read_changes(run):
+    masks = dataset.load(run).part("S-test").masks
+
+    def trained(group="pix2pixhd", **changes):
+        own = getattr(SETTINGS, group).model_copy(update=changes)
+        settings, times = SETTINGS.model_copy(update={group: own}), {}
+        for plus, name in ((False, "pix2pixhd"), (True, "pix2pixhd_plus")):
+            generator = jobs.prepare_pix2pixhd(run, settings, plus)
+            target = run, settings, generator, f"generated/{name}"
+            jobs.fill_pix2pixhd(*target, masks, [""] * 4)
+            assert len(list((run / "generated" / name / "images").glob("*.png"))) == 4
+            times[name] = (run / "models" / name / "model.safetensors").stat().st_mtime_ns
+        return times
+
+    first = trained()
+    noisier = trained(noise=3)
+    assert noisier["pix2pixhd"] == first["pix2pixhd"]
+    assert noisier["pix2pixhd_plus"] > first["pix2pixhd_plus"]
+    warped = trained("augmentation", share=0.1)
+    assert all(warped[name] > noisier[name] for name in noisier)
+    for name in warped:
+        assert jobs.sets.remark(run, name) == "perceptual loss: none; resize convolutions"

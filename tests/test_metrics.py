@@ -86,14 +86,31 @@ def test_ssim_of_one_window_by_the_formula():
 
 def test_quality_falls_with_noise_and_rows_keep_their_order(noisy):
     table = quality.image_quality(*noisy)
-    assert list(table.columns) == ["mse", "psnr_255", "psnr_1", "ssim"]
+    assert list(table.columns) == ["mse", "psnr_255", "psnr_1", "ssim", "lpips"]
     assert list(table.index) == [0, 1, 2, 3]
-    assert (np.diff(table["mse"]) > 0).all()
+    assert (np.diff(table[["mse", "lpips"]], axis=0) > 0).all()
     assert (np.diff(table[["psnr_255", "psnr_1", "ssim"]], axis=0) < 0).all()
     back = quality.image_quality(noisy[0][::-1], noisy[1][::-1])
-    assert back.to_numpy() == pytest.approx(table.to_numpy()[::-1])
+    assert back.to_numpy() == pytest.approx(table.to_numpy()[::-1], rel=1e-5)
     swapped = quality.image_quality(noisy[1], noisy[0])
-    assert swapped.to_numpy() == pytest.approx(table.to_numpy())
+    assert swapped.to_numpy() == pytest.approx(table.to_numpy(), rel=1e-5)
+
+
+def test_table1_averages_over_images_and_seeds_and_gives_the_spread_of_the_seeds():
+    rows = [
+        {"method": method, "generator_seed": seed, "id": i, "mse": seed + i, "psnr_255": 1.0}
+        for method, seeds in (("a", (0, 1)), ("b", (0,)))
+        for seed in seeds
+        for i in range(3)
+    ]
+    frame = pd.DataFrame(rows).assign(psnr_1=1.0, ssim=0.5, lpips=0.1)
+    table = quality.table1(frame).set_index("method")
+    assert table["n"].tolist() == [3, 3] and table["seeds"].tolist() == [2, 1]
+    assert table["mse"].tolist() == [1.5, 1.0]
+    assert (
+        table.loc["a", "mse_sd"] == pytest.approx(np.sqrt(0.5)) and table.loc["a", "ssim_sd"] == 0
+    )
+    assert np.isnan(table.loc["b", "mse_sd"])
 
 
 def test_quality_of_identical_images_is_finite(noisy):

@@ -8,8 +8,10 @@ from torch import nn
 
 from lesionlib.engine import training as loop
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.settings import Pix2PixHD, Training
+from lesionlib.engine.settings import Augmentation, Pix2PixHD, Training
 from lesionlib.generators import pix2pixhd
+from lesionlib.generators.perceptual import PerceptualLoss
+from lesionlib.generators.pix2pixhd import Examples, Terms
 
 SMALL = dict(batch=2, lr=2e-4, channels=4, downsample=2, blocks=1, disc_channels=4)
 FINE = dict(steps=3, fine_steps=5, fixed_steps=2, log_every=1)
@@ -32,10 +34,17 @@ def data():
     )
 
 
-def train(data, folder, record=None, log_every=10, save_every=500, precision="no", **options):
+def networks(plus=False, n_enhancers=0, seed=0, **options):
+    return pix2pixhd.networks(Pix2PixHD(**SMALL | options), seed, plus, n_enhancers)
+
+
+def train(
+    data, folder, record=None, log_every=10, save_every=500, precision="no", plus=False, **options
+):
     own = Pix2PixHD(**SMALL | options)
-    training = Training(generator_seed=3, save_every=save_every, precision=precision)
-    return pix2pixhd.train(*data, folder, own, training, record or {}, log_every=log_every)
+    training = Training(generator_seeds=[3], save_every=save_every, precision=precision)
+    extra = dict(plus=plus, log_every=log_every)
+    return pix2pixhd.train(Examples(*data), folder, own, training, record or {}, **extra)
 
 
 def train_finely(data, folder, **options):
@@ -149,6 +158,7 @@ def test_vgg_weights_are_read_from_the_disk_only(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert pix2pixhd.vgg_loss_or_none("off") is None
     assert pix2pixhd.vgg_loss_or_none("disk") is None
+    assert isinstance(pix2pixhd.vgg_loss_or_none("auto"), PerceptualLoss)
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="no VGG19 weights"):
         pix2pixhd.vgg_loss_or_none(str(tmp_path / "missing.pth"))
@@ -162,6 +172,7 @@ def test_vgg_weights_are_read_from_the_disk_only(tmp_path, monkeypatch):
         tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth",
     )
     loss = pix2pixhd.vgg_loss_or_none("disk")
+    assert pix2pixhd.vgg_loss_or_none("auto").name == loss.name == "VGG19"
     assert [type(part[-1]) for part in loss.slices] == [nn.ReLU] * 5
     assert [part[-2].out_channels for part in loss.slices] == [64, 128, 256, 512, 512]
     fake = torch.zeros(1, 3, 16, 16, requires_grad=True)
@@ -170,10 +181,10 @@ def test_vgg_weights_are_read_from_the_disk_only(tmp_path, monkeypatch):
 
 
 def test_gradients_belong_to_their_own_losses():
-    generator, discriminator = pix2pixhd.networks(4, 1, 1, 4, 2, seed=0)
+    generator, discriminator = networks(downsample=1)
     x = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
     c = pix2pixhd.one_hot(np.eye(16, dtype=np.uint8)[None].repeat(2, 0))
-    losses = pix2pixhd.gradients(generator, discriminator, x, c, 10.0)
+    losses = pix2pixhd.gradients(generator, discriminator, x, c, Terms())
     ours = [p.grad.clone() for p in [*generator.parameters(), *discriminator.parameters()]]
     fake = generator(c)
     of_fake = discriminator(torch.cat([c, fake], 1))
@@ -316,34 +327,50 @@ def test_discriminators_of_other_sizes(n_layers, n_scales):
     }
 
 
-def test_batches_depend_on_seed_and_step_alone(data):
-    images, masks = data
-    assert all(
-        map(
-            torch.equal,
-            pix2pixhd.flipped_batch(*data, 5, 4, 1),
-            pix2pixhd.flipped_batch(*data, 5, 4, 1),
-        )
-    )
-    x, c = pix2pixhd.flipped_batch(*data, 0, 7, 1)  # an epoch: every image once, with its own mask
-    assert x.min() >= -1 and x.max() <= 1
+def shown(images, masks):
+    """Every image and mask in all eight orientations, as bytes, with their number."""
+    for i, pair in enumerate(np.concatenate([images, masks[..., None]], axis=3)):
+        for k in range(4):
+            for turned in (np.rot90(pair, k), np.rot90(pair, k).transpose(1, 0, 2)):
+                yield turned.tobytes(), i
+
+
+def test_without_warps_every_pair_is_shown_once_an_epoch_in_one_of_eight_orientations(data):
+    examples = Examples(*data, Augmentation(trainings=["controlnet"]))
+    assert all(map(torch.equal, examples.batch(5, 4, 1), examples.batch(5, 4, 1)))
+    x, c = examples.batch(0, 7, 1)
     assert torch.equal(c.sum(1), torch.ones(7, 16, 16))
-    found = []
-    for image, condition in zip(x, c, strict=True):
-        pixels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        for turn in (np.s_[:, :], np.s_[::-1, :], np.s_[:, ::-1], np.s_[::-1, ::-1]):
-            found += [
-                i
-                for i in range(7)
-                if (images[i][turn] == pixels).all()
-                and (masks[i][turn] == condition[1].numpy()).all()
-            ]
-    assert sorted(found) == list(range(7))
+    pixels = ((x + 1) * 127.5).round().byte()
+    pairs = torch.cat([pixels, c[:, 1:].byte()], dim=1).permute(0, 2, 3, 1).contiguous().numpy()
+    known = dict(shown(*data))
+    assert sorted(known[pair.tobytes()] for pair in pairs) == list(range(7))
+    turns = set()
+    for step in range(30):
+        x, _ = examples.batch(step, 7, 1)
+        turns |= {x.numpy().tobytes() for x in x}
+    assert 7 * 6 < len(turns) <= 7 * 8
+
+
+def test_image_and_mask_are_warped_together(data):
+    rng = np.random.default_rng(0)
+    masks = np.kron(rng.integers(0, 2, (6, 4, 4), np.uint8), np.ones((1, 8, 8), np.uint8))
+    images = np.repeat(masks[..., None] * 200, 3, axis=3)
+    x, c = Examples(images, masks, Augmentation(share=1.0)).batch(0, 6, 0)
+    bright = (x[:, 0] + 1) * 127.5 > 100
+    assert torch.equal(bright.float(), c[:, 1]) and torch.equal(c.sum(1), torch.ones(6, 32, 32))
+    known = dict(shown(images, masks))
+    pixels = ((x + 1) * 127.5).round().byte()
+    pairs = torch.cat([pixels, c[:, 1:].byte()], dim=1).permute(0, 2, 3, 1).contiguous().numpy()
+    assert not any(pair.tobytes() in known for pair in pairs)
+
+
+def test_images_seen_count_both_stages():
+    assert pix2pixhd.images_seen(Pix2PixHD(batch=3, steps=5, fine_steps=7)) == 15
+    assert pix2pixhd.images_seen(Pix2PixHD(batch=3, steps=5, fine_steps=7, enhancers=1)) == 36
 
 
 def test_generating_is_independent_of_the_batch_size_and_survives_saving(tmp_path):
-    generator = pix2pixhd.networks(4, 2, 1, 4, 2, seed=1)[0]
-    generator.to(memory_format=torch.channels_last)
+    generator = networks(seed=1)[0].to(memory_format=torch.channels_last)
     masks = np.random.default_rng(0).integers(0, 2, (5, 16, 16), np.uint8)
     one = np.stack(list(pix2pixhd.generate(generator, masks, batch=1)))
     assert one.shape == (5, 16, 16, 3) and one.dtype == np.uint8
@@ -364,3 +391,97 @@ def test_wrong_shapes_and_masks_are_refused(data, tmp_path):
         train(data, tmp_path, downsample=4, steps=1)
     with pytest.raises(ValueError, match="0 and 1"):
         train((images, masks * 255), tmp_path, steps=1)
+
+
+def test_plus_has_no_transposed_convolutions_and_bounded_critics():
+    generator, critic = networks(plus=True)
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in generator.modules())
+    critic.eval()
+    with torch.no_grad():
+        for _ in range(30):  # power iterations
+            critic.train()(torch.zeros(1, 5, 16, 16))
+    convolutions = [m for m in critic.modules() if isinstance(m, nn.Conv2d)]
+    norms = [torch.linalg.matrix_norm(m.weight.flatten(1), 2).item() for m in convolutions]
+    assert len(norms) == 10 and norms == pytest.approx([1.0] * 10, rel=0.02)
+    assert not any(isinstance(m, nn.InstanceNorm2d) for m in critic.modules())
+    resized = networks(resize=True)
+    assert list(resized[0].state_dict()) == [
+        name for name in generator.state_dict() if "style" not in name
+    ]
+    plain = networks()
+    assert any(isinstance(m, nn.ConvTranspose2d) for m in plain[0].modules())
+    assert any(isinstance(m, nn.InstanceNorm2d) for m in plain[1].modules())
+
+
+@pytest.mark.parametrize("enhancers", [0, 1])
+def test_plus_paints_one_mask_in_many_ways_that_depend_on_seed_and_number_alone(
+    data, tmp_path, enhancers
+):
+    large = [np.repeat(np.repeat(x, 2, 1), 2, 2) for x in data]
+    sizes = dict(steps=2, fine_steps=2, fixed_steps=1, log_every=1, enhancers=enhancers)
+    generator = train(large, tmp_path, plus=True, **sizes)
+    header = (tmp_path / "log.csv").read_text().splitlines()[0]
+    assert header == "step,d_real,d_fake,g_gan,g_feat,g_div,lr"
+    masks = np.repeat(large[1][:1], 5, axis=0)
+    made = np.stack(list(pix2pixhd.generate(generator, masks, batch=2)))
+    assert len({image.tobytes() for image in made}) == 5
+    some = np.stack(list(pix2pixhd.generate(generator, masks[:2], [3, 1])))
+    assert np.abs(some.astype(int) - made[[3, 1]]).max() <= 1
+    other = np.stack(list(pix2pixhd.generate(generator, masks, seed=1)))
+    assert np.abs(other.astype(int) - made).max() > 1
+    pix2pixhd.save(generator, tmp_path / "model")
+    again = pix2pixhd.load(tmp_path / "model")
+    assert again.config == generator.config and again.config["noise"] == 8
+    assert (np.stack(list(pix2pixhd.generate(again, masks, batch=2))) == made).all()
+
+
+def test_resuming_plus_gives_the_same_bits(data, tmp_path, monkeypatch):
+    whole = train(data, tmp_path / "whole", plus=True, steps=4, save_every=2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "parts", plus=True, steps=4, save_every=2)
+    parts = train(data, tmp_path / "parts", plus=True, steps=4, save_every=2)
+    assert all(map(torch.equal, whole.state_dict().values(), parts.state_dict().values()))
+
+
+def test_diversity_loss_by_hand_and_its_gradient_moves_images_apart():
+    a, b = torch.zeros(1, 3, 8, 8, requires_grad=True), torch.full((1, 3, 8, 8), 0.5)
+    loss = pix2pixhd.diversity_loss(a, b, torch.zeros(1, 2), torch.ones(1, 2))
+    assert loss.item() == pytest.approx(1 / 0.5, rel=1e-4)
+    loss.backward()
+    assert (a.grad > 0).all()  # smaller a, larger distance from b
+    fine = torch.zeros(1, 3, 16, 16)
+    fine[..., ::2, ::2], fine[..., 1::2, ::2] = 1.0, -1.0  # no other colour, seen from afar
+    assert pix2pixhd.diversity_loss(fine, 0 * fine, a[0, 0], b[0, 0]).item() > 1e4
+
+
+def test_the_perceptual_loss_sees_as_many_images_as_the_settings_say(data, tmp_path):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, fake, real):
+            seen.append((len(fake), len(real)))
+            return (fake - real).abs().mean()
+
+    for number in (0, 1):
+        own = Pix2PixHD(**SMALL | dict(steps=1, vgg_images=number))
+        pix2pixhd.train(Examples(*data), tmp_path / str(number), own, Training(), {}, vgg=Spy())
+    assert seen == [(2, 2), (1, 1)]
+
+
+def test_at_first_transposed_convolutions_interpolate():
+    found = [m for m in networks()[0].modules() if isinstance(m, nn.ConvTranspose2d)]
+    for layer in found:
+        nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            y = layer(torch.arange(8.0).expand(1, layer.in_channels, 8, 8))[0, :, :-1, :-1]
+        steps = y.diff(dim=2)
+        torch.testing.assert_close(steps, steps[:, :1, :1].expand_as(steps), rtol=1e-3, atol=1e-5)
+        assert y.diff(dim=1).abs().max() < 1e-4 < steps.abs().max()
+    assert len(found) == 2
+
+
+def test_masks_of_other_values_are_refused_when_generating():
+    with pytest.raises(ValueError, match="0 and 1"):
+        next(pix2pixhd.generate(networks()[0], np.full((1, 16, 16), 255, np.uint8)))

@@ -1,5 +1,6 @@
 """Segmentation: the grid, the loss by hand, training, its repetition, and what is cached."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -113,35 +114,68 @@ def test_augmentation_reaches_eight_positions_and_moves_image_and_mask_together(
     assert (moved[:, 0].flatten(1).sort().values == torch.arange(4)).all()
 
 
+def augmented(pairs, seed=0, **options):
+    """Pairs (B, 4, S, S) with warps, their masks thresholded as in training."""
+    found = networks.augment(pairs, torch.Generator().manual_seed(seed), **options)
+    return found[:, :3], (found[:, 3] > 0.5).numpy().astype(np.uint8)
+
+
 def test_classical_augmentation_moves_the_lesion_and_its_mask_together_and_changes_colours():
     images, masks, _ = discs(1, 0)
     lesion = np.where(masks[..., None], 255, 0).astype(np.uint8).repeat(3, -1)
     pairs = np.concatenate([lesion, masks[..., None]], -1).repeat(60, 0).transpose(0, 3, 1, 2)
-    moved = networks.augment_classically(
-        torch.from_numpy(pairs.copy()), torch.Generator().manual_seed(0)
-    )
-    assert moved.dtype == torch.float32 and set(moved[:, 3].unique().tolist()) == {0, 1}
-    assert moved[:, :3].min() >= 0 and moved[:, :3].max() <= 255
-    seen = moved[:, :3].mean(1)
+    pairs = torch.from_numpy(pairs.copy())
+    moved, lesions = augmented(pairs, settings=networks.CLASSICAL, colour=networks.COLOUR)
+    assert moved.dtype == torch.float32 and moved.min() >= 0 and moved.max() <= 255
+    seen = moved.mean(1)
     bright = seen > (seen.amin((1, 2)) + seen.amax((1, 2)))[:, None, None] / 2
-    assert dice(bright.numpy(), moved[:, 3].numpy().astype(np.uint8)).min() > 0.95
-    areas = moved[:, 3].sum((1, 2)) / masks.sum()
+    assert dice(bright.numpy(), lesions).min() > 0.95
+    areas = lesions.sum((1, 2)) / masks.sum()
     assert areas.min() < 0.8 and areas.max() > 1.25  # 0.64 to 1.56 by scaling alone
     brightest = seen.amax((1, 2))
     assert brightest.min() < 230 and len(brightest.unique()) > 20
+    plain, same = augmented(pairs, settings=networks.CLASSICAL)
+    assert np.array_equal(same, lesions) and plain.amax() > 254  # the geometry is drawn first
 
 
-def test_classical_augmentation_is_drawn_anew_for_each_and_repeats_with_its_seed(tmp_path):
+def test_colours_change_in_brightness_contrast_and_saturation_and_grey_stays_grey():
+    grey = torch.linspace(60, 160, 64).reshape(1, 1, 8, 8).repeat(50, 3, 1, 1)
+    changed = networks.recoloured(grey, 0.2, torch.Generator().manual_seed(0))
+    assert (changed - changed[:, :1]).abs().max() < 1e-3
+    light = changed.mean((1, 2, 3)) / 110
+    assert 0.8 <= light.min() < 0.85 and 1.15 < light.max() <= 1.2001
+    contrast = changed.std((1, 2, 3)) / light / grey[0].std()
+    assert 0.8 <= contrast.min() < 0.85 and 1.15 < contrast.max() <= 1.2001
+    red = grey * torch.tensor([1.2, 0.9, 0.9]).reshape(1, 3, 1, 1)
+    changed = networks.recoloured(red, 0.2, torch.Generator().manual_seed(0))
+    saturation = (changed[:, 0] - changed[:, 1]).mean((1, 2)) / changed.mean((1, 2, 3)) / 0.3
+    assert saturation.min() < 0.87 and saturation.max() > 1.13
+
+
+def test_warps_are_drawn_anew_for_each_and_repeat_with_their_seed(tmp_path):
     pairs = torch.from_numpy(discs(1, 0)[0]).permute(0, 3, 1, 2)
     pairs = torch.cat([pairs, (pairs[:, :1] > 100).to(torch.uint8)], 1).repeat(5, 1, 1, 1)
-    one, again, other = (
-        networks.augment_classically(pairs, torch.Generator().manual_seed(s)) for s in (0, 0, 1)
-    )
+    options = dict(settings=networks.CLASSICAL, colour=networks.COLOUR)
+    one, again, other = (augmented(pairs, seed, **options)[0] for seed in (0, 0, 1))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert len(torch.unique(one.flatten(1), dim=0)) == 5
     images, masks, _ = discs(16, 2)
-    found = training.predict(fitted(tmp_path, epochs=20, n=16, augmentation="classical"), images)
+    classical = dict(warps=networks.CLASSICAL, colour=networks.COLOUR)
+    found = training.predict(fitted(tmp_path, epochs=20, n=16, **classical), images)
     assert dice(found, masks).mean() > 0.8
+
+
+def test_a_recipe_names_all_that_determines_the_weights():
+    recipe = replace(SMALL, warps=networks.CLASSICAL)
+    facts = recipe.determining()
+    assert json.loads(json.dumps(facts)) == facts
+    unused = networks.CLASSICAL.model_copy(update={"variants": 3, "trainings": []})
+    assert replace(recipe, warps=unused).determining() == facts
+    for field, value in (("share", 0.5), ("angle", 9.0), ("scale", [0.5, 1.0]), ("shift", 0.3)):
+        changed = networks.CLASSICAL.model_copy(update={field: value})
+        assert replace(recipe, warps=changed).determining() != facts
+    for change in (dict(colour=0.3), dict(decay="cosine"), dict(warps=None)):
+        assert replace(recipe, **change).determining() != facts
 
 
 def test_training_separates_what_is_separable(tmp_path):

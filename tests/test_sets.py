@@ -142,13 +142,13 @@ def test_a_corrupt_file_of_a_set_is_named(tmp_path, name):
         sets.load(tmp_path, "03_controlnet")
 
 
-def test_tables_say_whether_the_vgg_loss_was_on(tmp_path):
-    assert sets.remark(tmp_path, "controlnet") == ""
-    for vgg, said in ((True, ""), (False, "no VGG loss")):
-        path = tmp_path / "models" / "pix2pixhd" / "model.safetensors"
-        files.write_json(path, vgg)
-        provenance.record(path, parameters={"vgg": vgg})
-        assert sets.remark(tmp_path, "pix2pixhd") == said
+def test_tables_name_the_perceptual_loss(tmp_path):
+    assert sets.remark(tmp_path, "controlnet") == sets.remark(tmp_path, "gan") == ""
+    for method, name in (("pix2pixhd", "VGG19"), ("pix2pixhd_plus", "none")):
+        path = tmp_path / "models" / method / "model.safetensors"
+        files.write_json(path, name)
+        provenance.record(path, parameters={"vgg": name})
+        assert sets.remark(tmp_path, method) == f"perceptual loss: {name}; transposed convolutions"
 
 
 def test_conditions_are_written_and_sizes_in_prompts_are_those_of_the_masks(tmp_path):

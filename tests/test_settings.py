@@ -109,15 +109,24 @@ def test_wrong_settings_are_named(key, value, said):
     "overrides, key, said",
     [
         (
-            {"image_size": 66, "methods": ["controlnet"]},
+            {"image_size": 66, "methods": ["controlnet"], "base_model": ""},
             "image_size",
             "multiple of 4 for base_patch",
         ),
-        ({"base_attention": [True]}, "base_attention", "3 long, as base_channels"),
-        ({"base_channels": [48, 64, 90]}, "base_channels", "multiples of 8"),
-        ({"base_text_width": 66}, "base_text_width", "a multiple of 4"),
-        ({"base_latent_channels": 49}, "base_latent_channels", "at most 48"),
-        ({"image_size": 68}, "image_size", "16, 24, ... for pix2pixhd_downsample"),
+        (
+            {"base_model": "", "base_attention": [True]},
+            "base_attention",
+            "3 long, as base_channels",
+        ),
+        ({"base_model": "", "base_channels": [48, 64, 90]}, "base_channels", "multiples of 8"),
+        ({"base_model": "", "base_text_width": 66}, "base_text_width", "a multiple of 4"),
+        ({"base_model": "", "base_latent_channels": 49}, "base_latent_channels", "at most 48"),
+        ({"image_size": 72}, "image_size", "multiple of 16 for the base small"),
+        (
+            {"image_size": 68, "base_model": ""},
+            "image_size",
+            "16, 24, ... for pix2pixhd_downsample",
+        ),
         ({"pix2pixhd_downsample": 6}, "image_size", "128, 192, ..."),  # one pixel is too few
         ({"pix2pixhd_downsample": 5, "pix2pixhd_enhancers": 1}, "image_size", "128, 192, ..."),
         ({"pix2pixhd_channels": 9, "pix2pixhd_enhancers": 1}, "pix2pixhd_channels", "of 2"),
@@ -140,7 +149,7 @@ def test_settings_that_do_not_suit_one_another_are_named(overrides, key, said):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"image_size": 68, "methods": ["controlnet"]},  # no Pix2PixHD halves it
+        {"image_size": 68, "methods": ["controlnet"], "base_model": ""},  # no Pix2PixHD halves it
         {"base_model": "a/b", "base_attention": [True]},  # of a small base only
         {"networks": ["unet"], "segmentation_size": 40, "unet_decoder": [64, 32, 16]},
         {"networks": ["dcsaunet"], "segmentation_size": 48, "unet_decoder": [64] * 6},

@@ -264,6 +264,132 @@ def test_bf16_trains_and_is_taken_off_again(tmp_path):
     assert model(torch.ones(())).dtype == torch.float32 and 0 < model.a.item() < 1
 
 
+@pytest.fixture
+def processor(monkeypatch):
+    """A function that pretends to be a CPU with these capabilities and times of a convolution."""
+    training.cpu_computes_bf16.cache_clear()
+    timed = []
+
+    def pretend(capabilities, bf16=1.0, float32=1.0):
+        timed.clear()
+
+        def seconds(in_bf16):
+            timed.append(in_bf16)
+            return bf16 if in_bf16 else float32
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: dict.fromkeys(capabilities, True) | {"aes": True}
+        )
+        monkeypatch.setattr(training, "_seconds_of_convolution", seconds)
+        return timed
+
+    yield pretend
+    training.cpu_computes_bf16.cache_clear()
+
+
+class Wide(nn.Module):
+    """A convolution that is wide enough for bf16, then attention."""
+
+    def __init__(self, width=training.BF16_CHANNELS):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        y = self.layer(x).flatten(2).transpose(1, 2)[:, None]
+        return nn.functional.scaled_dot_product_attention(y, y, y)
+
+
+def test_auto_asks_the_cpu_first_then_times_a_convolution_once(processor, capsys):
+    model, timed = Wide(), processor({"avx2"})
+    assert training.resolved_precision("auto", model) == "no" and not timed
+    for capability, bf16, expected in (
+        ("avx512_bf16", 0.6, "bf16"),
+        ("amx_bf16", 0.6, "bf16"),
+        ("amx_bf16", 2.8, "no"),
+    ):
+        training.cpu_computes_bf16.cache_clear()
+        timed = processor({capability}, bf16)
+        found = {training.resolved_precision("auto", model) for _ in range(3)}
+        assert found == {expected} and sorted(timed) == [False, True]
+        warned = "this CPU has bf16, but a convolution takes 2.8 times" in capsys.readouterr().out
+        assert warned == (expected == "no")
+
+
+def test_auto_leaves_narrow_models_in_float32_and_stated_precisions_alone(processor):
+    processor({"avx512_bf16"}, 0.6)
+    assert training.resolved_precision("auto", Wide()) == "bf16"
+    assert training.resolved_precision("auto", Wide(training.BF16_CHANNELS - 1)) == "no"
+    mouth = nn.Conv2d(3, 512, 3)  # wide on one side only
+    assert training.resolved_precision("auto", mouth) == "no"
+    for stated in ("no", "bf16", "fp16"):
+        assert training.resolved_precision(stated, mouth) == stated
+
+
+@pytest.mark.parametrize("supported, expected", [(True, "bf16"), (False, "no")])
+def test_auto_on_a_gpu_is_bf16_where_it_is_computed_not_emulated(monkeypatch, supported, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation: including_emulation or supported,
+    )
+    assert training.resolved_precision("auto", Line()) == expected
+
+
+def test_a_convolution_takes_time_and_changes_no_random_number():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        assert training._seconds_of_convolution(False) > 0
+    assert torch.equal(torch.rand(2), expected)
+
+
+def fit_wide(folder, stop_at=None, precision="auto"):
+    def loss_at(model, step):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(2, training.BF16_CHANNELS, 4, 4, generator=training.generator_at(0, step))
+        return model(x).square().mean()
+
+    schedule = training.Schedule(6, 1e-2, save_every=2, precision=precision)
+    return training.fit(Wide(), loss_at, folder, schedule, {"n": 1}).layer.weight.detach()
+
+
+def test_auto_resumed_on_the_same_machine_is_bit_for_bit_elsewhere_it_says_so(
+    processor, tmp_path, capsys
+):
+    processor({"avx512_bf16"}, 0.6)
+    whole = fit_wide(tmp_path / "whole")
+    assert torch.equal(whole, fit_wide(tmp_path / "bf16", precision="bf16"))
+    assert not torch.equal(whole, fit_wide(tmp_path / "no", precision="no"))
+    for name in ("same", "other"):
+        with pytest.raises(KeyboardInterrupt):
+            fit_wide(tmp_path / name, stop_at=3)
+    assert torch.equal(whole, fit_wide(tmp_path / "same"))
+    assert "WARNING" not in capsys.readouterr().out
+    training.cpu_computes_bf16.cache_clear()
+    processor({"avx2"})
+    assert not torch.equal(whole, fit_wide(tmp_path / "other"))
+    said = capsys.readouterr().out
+    assert "precision auto was bf16 where this training began and is no here" in said
+    assert torch.equal(whole, fit_wide(tmp_path / "whole"))  # complete: nothing is remade
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_attention_of_bf16_is_that_of_float32():
+    attend = nn.functional.scaled_dot_product_attention
+    q, k, v = torch.randn((3, 1, 2, 5, 4), generator=training.generator_at(0, 0)).bfloat16()
+    mask = torch.zeros(5, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16), training.FloatAttention():
+        found = attend(q, k, v, attn_mask=mask)
+        assert attend(q.float(), k.float(), v.float()).dtype == torch.bfloat16  # as autocast says
+    expected = attend(q.float(), k.float(), v.float()).bfloat16()
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+
+
 def test_batches_visit_every_image_once_per_epoch():
     rows = torch.cat([training.batch_at(step, 4, 10, seed=0) for step in range(5)])
     assert sorted(rows[:10].tolist()) == list(range(10)) == sorted(rows[10:].tolist())

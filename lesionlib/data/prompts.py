@@ -26,6 +26,7 @@ WORDS = {
     "globules": "globules",
 }
 DETAILS = ("size", "position", "site", "person")
+SIZES = ("small", "medium-sized", "large")
 PEOPLE = {"female": "woman", "male": "man"}
 MEDIUM, LARGE = (0.10, 0.30)  # least shares of the image of a medium-sized and a large lesion
 CENTRAL = 0.12  # largest offset per axis, in image sizes, of a centroid that counts as central

@@ -21,6 +21,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT
 
 FOLDER = ROOT / "config"
+SMALL = "models/small"  # the base that comes with the repository, made by models/pretrain.py
 LISTING = "./run_all.sh --help-settings lists all settings"
 BOUNDS = {
     "minimum": "at least",
@@ -75,6 +76,7 @@ Arm = Literal[
     "filtered",
     "base",
     "low_data",
+    "plus",
 ]
 GeneratorFolders = Annotated[
     dict[str, str],
@@ -164,8 +166,12 @@ class Data(Group):
 class Design(Group):
     """What the study compares."""
 
-    methods: Annotated[list[Literal["controlnet", "pix2pixhd"]], *DISTINCT] = setting(
-        ["controlnet", "pix2pixhd"], "Generators compared in Tables 1 and 2.", min_length=1
+    methods: Annotated[list[Literal["controlnet", "pix2pixhd", "pix2pixhd_plus"]], *DISTINCT] = (
+        setting(
+            ["controlnet", "pix2pixhd", "pix2pixhd_plus"],
+            "Generators that are compared; pix2pixhd_plus, ours, is in Table 2 with the arm plus.",
+            min_length=1,
+        )
     )
     external_generators: GeneratorFolders = setting(
         {}, "Synthetic pairs of other generators, NAME: folder (--synthetic NAME=DIR)."
@@ -222,9 +228,14 @@ class Augmentation(Group):
     shift: float = setting(
         0.32, "Largest shift per axis, with mirrored borders.", unit="image sizes", ge=0, le=1
     )
-    variants: int = setting(
-        10, "Warped copies of each image whose latents are kept on disk.", ge=1
-    )
+    variants: int = setting(10, "Warped copies of each image whose latents are kept on disk.", ge=1)
+
+    def applied(self, training: AugmentedTraining) -> dict:
+        """What determines the warps of a training; nothing if it sees orientations only."""
+        if training not in self.trainings:
+            return {}
+        values = self.determining()
+        return {name: value for name, value in values.items() if name != "trainings"}
 
 
 class Reference(Group):
@@ -233,7 +244,7 @@ class Reference(Group):
     prefix: ClassVar[str] = "reference_"
     size: int = setting(32, "Side of its input images.", unit="pixels", ge=1)
     encoder: str = setting(
-        "resnet18", "Encoder of segmentation-models-pytorch, without pretrained weights."
+        "tu-resnet10t", "Encoder of segmentation-models-pytorch, without pretrained weights."
     )
     decoder: list[Count] = setting(
         [64, 48, 32, 16],
@@ -241,9 +252,30 @@ class Reference(Group):
         unit="channels",
         min_length=1,
     )
-    epochs: int = setting(30, "Length of its training.", unit="epochs", ge=1)
-    batch: int = setting(8, "Images per training step.", unit="images", ge=1)
-    lr: float = setting(1.0e-3, "Learning rate of Adam.", gt=0)
+    steps: int = setting(600, "Length of its training.", unit="optimiser steps", ge=1)
+    batch: int = setting(16, "Images per training step.", unit="images", ge=1)
+    lr: float = setting(3.0e-3, "Learning rate of Adam, with cosine decay.", gt=0)
+    precision: Literal["auto", "no", "bf16"] = setting(
+        "auto", "Mixed precision of its training, as that of the generators."
+    )
+    seed: int = setting(0, "Seed of its training.", ge=0)
+    colour: float = setting(
+        0.1, "Largest change of brightness, contrast and saturation in training.", ge=0, lt=1
+    )
+    moved: int = setting(
+        300,
+        "Real images that are moved to the places and sizes of the synthetic pairs' masks, at most "
+        "one for each: how well it locates lesions there.",
+        unit="images",
+        ge=1,
+    )
+    distractor: float = setting(
+        0.005,
+        "Smallest share of the image of a lesion-like region outside the mask that counts as a "
+        "distractor.",
+        gt=0,
+        le=1,
+    )
 
 
 class Base(Group):
@@ -272,7 +304,7 @@ class Base(Group):
         1, "Neighbours on each side that the decoder of a patch uses.", unit="patches", ge=0, le=2
     )
     channels: list[Count] = setting(
-        [48, 64, 96],
+        [64, 96, 128],
         "Widths of the UNet, from the image to the middle (multiples of 8).",
         unit="channels",
         min_length=1,
@@ -286,10 +318,20 @@ class Base(Group):
     text_tokens: int = setting(
         77, "Length to which its prompts are padded; longer ones are rejected.", unit="tokens", ge=2
     )
-    steps: int = setting(280, "Length of its training.", unit="optimiser steps", ge=1)
+    steps: int = setting(2000, "Length of its training.", unit="optimiser steps", ge=1)
     batch: int = setting(32, "Images per training step.", unit="images", ge=1)
     lr: float = setting(1.0e-3, "Peak learning rate of AdamW, with warm-up and cosine decay.", gt=0)
     prompt_dropout: float = setting(0.2, "Share of training prompts that are emptied.", ge=0, le=1)
+
+    @property
+    def path(self) -> str:
+        """The named base as a path, if it is one."""
+        return SMALL if self.model == "small" else self.model
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the base is trained in this run, from scratch or further."""
+        return self.finetune or not self.model
 
 
 class Training(Group):
@@ -301,8 +343,10 @@ class Training(Group):
         "every generator once, on the base of the first.",
         min_length=1,
     )
-    precision: Literal["no", "bf16", "fp16"] = setting(
-        "no", "Mixed precision of both generators, for GPUs; no is 32-bit."
+    precision: Literal["auto", "no", "bf16", "fp16"] = setting(
+        "auto",
+        "Mixed precision of the generators: no is 32-bit, auto is bf16 where it is faster (GPUs, "
+        "CPUs with avx512_bf16 or AMX).",
     )
     ema: float = setting(
         0.99, "Decay of the moving average of base and ControlNet weights; 0 is none.", ge=0, le=1
@@ -337,7 +381,7 @@ class ControlNet(Group):
     """The ControlNet (notebook 03)."""
 
     prefix: ClassVar[str] = "controlnet_"
-    steps: int = setting(200, "Length of its training.", unit="optimiser steps", ge=1)
+    steps: int = setting(150, "Length of its training.", unit="optimiser steps", ge=1)
     batch: int = setting(32, "Images per gradient.", unit="images", ge=1)
     accumulate: int = setting(1, "Gradients averaged per optimiser step.", ge=1)
     lr: float = setting(1.0e-3, "Peak learning rate of AdamW.", gt=0)
@@ -380,6 +424,15 @@ class Sampling(Group):
     guidance: float = setting(
         1.0, "Scale of classifier-free guidance; 1 needs no second pass.", ge=0
     )
+    control_guidance: float = setting(
+        1.0,
+        "Scale of guidance by the mask: the prediction without control + scale x the difference; 1 "
+        "needs no further pass.",
+        ge=0,
+    )
+    conditioning_scale: float = setting(
+        1.0, "Factor on what the ControlNet adds to the base, at no cost; 1 is as trained.", ge=0
+    )
     sample_batch: int = setting(32, "Images sampled at once.", unit="images", neutral=True, ge=1)
     sample_seed: int = setting(0, "Seed of the initial noise.", ge=0)
     diversity_samples: int = setting(
@@ -403,7 +456,7 @@ class Classifier(Group):
 
 
 class Pix2PixHD(Group):
-    """Pix2PixHD, the baseline generator (notebook 04)."""
+    """Pix2PixHD, the baseline generator, and our Pix2PixHD+ (notebook 04)."""
 
     prefix: ClassVar[str] = "pix2pixhd_"
     channels: int = setting(
@@ -418,12 +471,13 @@ class Pix2PixHD(Group):
         16, "Width of the discriminators (original: 64).", unit="channels", ge=1
     )
     steps: int = setting(
-        600,
-        "Length of its training: half at a constant learning rate, half with linear decay.",
+        230,
+        "Length of its training, half at a constant learning rate, half with linear decay; 0: it "
+        "sees as many images as base and ControlNet do in this run.",
         unit="optimiser steps",
-        ge=1,
+        ge=0,
     )
-    batch: int = setting(8, "Images per training step (original: 1).", unit="images", ge=1)
+    batch: int = setting(4, "Images per training step (original: 1).", unit="images", ge=1)
     lr: float = setting(
         6.0e-4, "Learning rate of both networks, Adam with beta 0.5 (original: 2.0e-4).", gt=0
     )
@@ -434,13 +488,18 @@ class Pix2PixHD(Group):
         "always there.",
     )
     vgg_images: int = setting(
-        0, "Images of each batch that the perceptual loss sees; 0 is all.", unit="images", ge=0
+        1, "Images of each batch that the perceptual loss sees; 0 is all.", unit="images", ge=0
+    )
+    resize: bool = setting(
+        True,
+        "Whether Pix2PixHD, too, has nearest upsampling and convolution in place of transposed "
+        "convolutions, which leave a checkerboard; Pix2PixHD+ always has.",
     )
     noise: int = setting(
         8, "Noise values per image in Pix2PixHD+ (ours, not the paper's).", unit="values", ge=1
     )
     diversity: float = setting(
-        1.0, "Weight of its mode-seeking loss, by which noise changes the image.", ge=0
+        0.1, "Weight of its mode-seeking loss, by which noise changes the image.", ge=0
     )
     enhancers: int = setting(
         0, "Finer generators; with 1 the global generator is first trained at half the size.", ge=0
@@ -461,8 +520,8 @@ class Evaluation(Group):
 
     features: str = setting(
         "domain",
-        "Features of KID and FID: domain (a classifier trained on G), inception, or the path of "
-        "Inception's weights.",
+        "Features of KID and FID: domain (a classifier trained on G), imagenet "
+        "(EfficientNet-Lite0), inception, or the path of Inception's weights.",
     )
     surface_tolerance: float = setting(
         0.02,
@@ -482,7 +541,7 @@ class Segmentation(Group):
         ["unet"], "Networks that are trained in the arms that the paper does not have."
     )
     seeds: Annotated[list[Seed], *DISTINCT] = setting(
-        [0, 1, 2],
+        [0, 1],
         "Seeds of the trainings; every entry of Table 2 is trained once with each.",
         min_length=1,
     )
@@ -495,8 +554,8 @@ class Segmentation(Group):
         unit="optimiser steps",
         ge=0,
     )
-    segmentation_precision: Literal["no", "bf16"] = setting(
-        "no", "Mixed precision of the segmentation networks, for GPUs; no is 32-bit."
+    segmentation_precision: Literal["auto", "no", "bf16"] = setting(
+        "auto", "Mixed precision of the segmentation networks, as that of the generators."
     )
     segmentation_size: int = setting(
         32,
@@ -662,6 +721,8 @@ def _rules(settings: Settings, groups):
     groups = set(groups)
     base, pix, segmentation = settings.base, settings.pix2pixhd, settings.segmentation
     size, levels = settings.data.image_size, len(base.channels)
+    if {"data", "base"} <= groups and base.model == "small":
+        yield from _size_rules("image_size", size, {"the base small": 16})
     if {"data", "base"} <= groups and not base.model:  # a small base of our own
         yield from _size_rules("image_size", size, {"base_patch": base.patch})
         wrong = len(base.attention) != levels
@@ -672,7 +733,8 @@ def _rules(settings: Settings, groups):
         most = 3 * base.patch**2
         limit = f"at most {most}, the number of values in a patch of base_patch pixels"
         yield base.latent_channels > most, "base_latent_channels", base.latent_channels, limit
-    if {"data", "pix2pixhd"} <= groups and "pix2pixhd" in settings.design.methods:
+    gans = {"pix2pixhd", "pix2pixhd_plus"} & set(settings.design.methods)
+    if {"data", "pix2pixhd"} <= groups and gans:
         unit = 2 ** (pix.downsample + pix.enhancers)
         sizes = f"{2 * unit}, {3 * unit}, ... for pix2pixhd_downsample and pix2pixhd_enhancers"
         yield size % unit or size == unit, "image_size", size, sizes

@@ -9,8 +9,9 @@ STAGES = {
     "02_masks": ("data", "design", "masks", "augmentation", "reference"),
     "03_controlnet": ("data", "design", "augmentation", "base", "training", "controlnet",
                       "validation", "sampling", "classifier"),
-    "04_pix2pixhd": ("data", "design", "augmentation", "training", "pix2pixhd"),
-    "05_image_quality": ("data", "design", "sampling", "evaluation"),
+    "04_pix2pixhd": ("data", "design", "augmentation", "base", "training", "controlnet",
+                     "pix2pixhd"),
+    "05_image_quality": ("data", "design", "reference", "training", "sampling", "evaluation"),
     "06_segmentation": ("data", "design", "evaluation", "segmentation"),
     "07_figures": ("data", "design"),
 }  # fmt: skip

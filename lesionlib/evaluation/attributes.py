@@ -13,12 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lesionlib.data import prompts
+from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import require
 from lesionlib.engine.files import atomic_write, read_json, resolve, write_json
-from lesionlib.engine.provenance import record, unchanged
+from lesionlib.engine.provenance import digest, record, unchanged
 from lesionlib.engine.training import Schedule, batch_at, device, fit, generator_at
 from lesionlib.segmentation import networks
 
+BATCH, LR = 32, 1e-3
 NETWORK = "resnet10t"  # of timm: small, and sufficient at 64 pixels
 
 
@@ -30,11 +32,14 @@ def targets(table: pd.DataFrame, diagnoses) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def train(images, goals: pd.DataFrame, folder, *, steps, batch, lr, seed, record) -> nn.Module:
-    """A ResNet with one logit per column of `wanted`, on uint8 images (N, S, S, 3).
+def train(
+    images, goals: pd.DataFrame, folder, *, steps: int, seed: int, record, warps=None
+) -> nn.Module:
+    """A ResNet with one logit per column of `goals`, on uint8 images (N, S, S, 3).
 
     Binary cross-entropy over the known labels (`targets`); rare labels count as much as common
-    ones. `folder` keeps checkpoint and log (see `training.fit`).
+    ones. `warps`: the settings by which images are warped (None: eight orientations only).
+    `folder` keeps checkpoint and log (see `training.fit`).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,8 +51,8 @@ def train(images, goals: pd.DataFrame, folder, *, steps, batch, lr, seed, record
     weight = torch.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) * known
 
     def loss_at(model, step):
-        rows = batch_at(step, batch, len(images), seed).to(pixels.device)
-        batch_pixels = networks.augment(pixels[rows], generator_at(seed, step))
+        rows = batch_at(step, BATCH, len(images), seed).to(pixels.device)
+        batch_pixels = networks.augment(pixels[rows], generator_at(seed, step), warps)
         logits = model(networks.inputs(batch_pixels)).float()
         each = F.binary_cross_entropy_with_logits(
             logits, labels[rows].nan_to_num(), reduction="none"
@@ -55,8 +60,30 @@ def train(images, goals: pd.DataFrame, folder, *, steps, batch, lr, seed, record
         return (each * weight[rows]).sum() / known[rows].sum().clamp(min=1)
 
     model.to(memory_format=torch.channels_last)
-    schedule = Schedule(steps, lr, warmup=steps // 10, weight_decay=0.05)
+    schedule = Schedule(steps, LR, warmup=steps // 10, weight_decay=0.05)
     return fit(model, loss_at, folder, schedule, record, desc="attribute_classifier")
+
+
+def prepare(run, part, goals: pd.DataFrame, settings, **facts) -> nn.Module:
+    """The classifier of a run, trained on the images of a `dataset.Study` unless it is current.
+
+    Uses the groups `classifier`, `training` and `augmentation` of `settings`.
+    """
+    folder, seed = resolve(run), settings.training.generator_seed
+    warps = settings.augmentation if "classifier" in settings.augmentation.trainings else None
+    values = {"steps": settings.classifier.steps, "seed": seed}
+    weights = Artefact(
+        folder / "models" / "attribute_classifier" / "model.safetensors",
+        (train,),
+        values | {"augmentation": settings.augmentation.applied("classifier")},
+        {"G": digest(part.images, goals.to_numpy())},
+    )
+    if not weights.is_current():
+        work = folder / "checkpoints" / "attribute_classifier"
+        options = dict(values, record=weights.key, warps=warps)
+        model = train(part.images, goals, work, **options)
+        save(model, run, goals.columns, key=weights.key, **facts)
+    return load(run)
 
 
 def _untrained(number: int) -> nn.Module:

@@ -217,13 +217,15 @@ def generator_scores(quality: pd.DataFrame, measure: str) -> dict:
 
 
 def compare_generators(quality: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """`statistics.table` of a measure of Table 1 against the last method.
+    """`statistics.table` of a measure of Table 1 against Pix2PixHD or, without it, the last method.
 
     Generators and images are resampled together. With one training of each there is no p value:
     it would speak of these trainings, not of the methods; the interval is one over images.
     """
     found = generator_scores(quality, measure)
-    table = statistics.table(found, list(found)[-1])
+    seeds = max(map(len, found.values()))  # an external generator has one set, whatever the seed
+    found = {name: np.repeat(x, seeds // len(x), axis=0) for name, x in found.items()}
+    table = statistics.table(found, "pix2pixhd" if "pix2pixhd" in found else list(found)[-1])
     if "seeds" in table:
         alone = table["seeds"] == 1
         table.loc[alone, [name for name in table if name.startswith("p")]] = np.nan

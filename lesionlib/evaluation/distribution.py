@@ -205,6 +205,12 @@ def compare(made: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict:
     return found | {"fid_half": float(np.mean(halves))} | prdc(reference, made)
 
 
+def compare_all(made: dict, reference: np.ndarray) -> pd.DataFrame:
+    """`compare` of the features of several sets of images, a row per name."""
+    rows = [{"images": name} | compare(features, reference) for name, features in made.items()]
+    return pd.DataFrame(rows)
+
+
 def memorisation(known: np.ndarray, known_features, images: dict, features: dict):
     """Whether images are copies: a table with a row per set, and its nearest (distance, index).
 

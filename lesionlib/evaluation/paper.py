@@ -21,6 +21,7 @@ NAMES = {
     "real": "S-train alone",
     "controlnet": "ControlNet",
     "pix2pixhd": "Pix2PixHD",
+    "pix2pixhd_plus": "Pix2PixHD+ (ours)",
     "unet": "U-Net",
     "dcsaunet": "DCSAU-Net",
     "base": "base without ControlNet (chance)",

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from skimage.metrics import structural_similarity
 
+from lesionlib.generators import perceptual
+
 PSNR_OFFSET = 20 * math.log10(255)  # dB by which range 255 exceeds range 1 at the same MSE: 48.13
 MSE_FLOOR = (1 / 255) ** 2 / 12  # variance of rounding to 8 bits: PSNR of at most 58.92 dB
 
@@ -65,7 +67,10 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def image_quality(real: np.ndarray, generated: np.ndarray) -> pd.DataFrame:
-    """Columns mse, psnr_255, psnr_1 (dB), ssim; a row per pair of uint8 images (N, H, W, 3)."""
+    """Columns mse, psnr_255, psnr_1 (dB), ssim, lpips; a row per pair of uint8 images (N, H, W, 3).
+
+    LPIPS: Zhang et al. 2018, see `generators.perceptual.lpips`.
+    """
     error = mse(real, generated)
     return pd.DataFrame(
         {
@@ -73,5 +78,21 @@ def image_quality(real: np.ndarray, generated: np.ndarray) -> pd.DataFrame:
             "psnr_255": psnr_paper(error),
             "psnr_1": psnr_unit(error),
             "ssim": ssim(real, generated),
+            "lpips": perceptual.lpips(real, generated),
         }
     )
+
+
+def table1(quality: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 of rows per method, generator_seed and id: means over images and seeds, by method.
+
+    Columns method, n (images), seeds, the means, and of each measure MEASURE_sd, the standard
+    deviation of the seeds' means (NaN for one seed).
+    """
+    measures = ["mse", "psnr_255", "psnr_1", "ssim", "lpips"]
+    keys = ["method", "generator_seed"]
+    by_seed = quality.groupby(keys, sort=False)[measures].mean().groupby("method", sort=False)
+    counts = quality.groupby("method", sort=False)["id"].nunique().rename("n")
+    seeds = by_seed.size().rename("seeds")
+    spread = by_seed.std().add_suffix("_sd")
+    return pd.concat([counts, seeds, by_seed.mean(), spread], axis=1).reset_index()

@@ -29,7 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import atomic_write, resolve
 from lesionlib.engine.provenance import digest, file_digest, record, recorded
-from lesionlib.engine.settings import Base, ControlNet, Training
+from lesionlib.engine.settings import SMALL, Base, ControlNet, Training
 from lesionlib.engine.training import Schedule, batch_at, fit, generator_at, process_rows
 
 # diffusers warns whenever it loads an autoencoder that is not one of its own classes.
@@ -39,7 +39,6 @@ logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(
 
 
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-SMALL = "models/small"  # the base that comes with the repository, made by models/pretrain.py
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):

@@ -19,7 +19,14 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import read_json, write_json
 from lesionlib.engine.provenance import digest, record, unchanged
 from lesionlib.engine.settings import ControlNet, Sampling, Training
-from lesionlib.engine.training import device, fit, generator_at, memory_errors, process_rows
+from lesionlib.engine.training import (
+    device,
+    fit,
+    generator_at,
+    memory_errors,
+    process_rows,
+    resolved_precision,
+)
 from lesionlib.generators.base import (
     Examples,
     Monitor,
@@ -50,13 +57,21 @@ class ControlledUNet(nn.Module):
         super().__init__()
         self.unet, self.controlnet, self.middle_only = unet, controlnet, middle_only
 
-    def forward(self, noisy, t, embeddings, hints=None):
-        """Prediction (B, C, h, w) for noisy latents, timesteps, embeddings and control images."""
+    def forward(self, noisy, t, embeddings, hints=None, scale: float = 1.0):
+        """Prediction (B, C, h, w) for noisy latents, timesteps, embeddings and control images.
+
+        If there are fewer control images than rows, the last rows are predicted without control;
+        `scale`: a factor on what the ControlNet adds.
+        """
         if self.controlnet is None:
             return self.unet(noisy, t, embeddings).sample
-        down, middle = self.controlnet(noisy, t, embeddings, hints, return_dict=False)
+        n, free = len(hints), len(noisy) - len(hints)
+        given = noisy[:n], t if t.ndim == 0 else t[:n], embeddings[:n], hints
+        down, middle = self.controlnet(*given, scale, return_dict=False)
         if self.middle_only:
             down = [torch.zeros_like(x) for x in down]
+        if free:
+            down, middle = [padded(x, free) for x in down], padded(middle, free)
         return self.unet(
             noisy,
             t,
@@ -85,6 +100,11 @@ class ControlledUNet(nn.Module):
         """A short SHA-256 of the weights of UNet and ControlNet."""
         parts = [self.unet, *([self.controlnet] if self.controlnet is not None else [])]
         return digest([weights_digest(part) for part in parts], self.middle_only)
+
+
+def padded(residuals: torch.Tensor, number: int) -> torch.Tensor:
+    """A ControlNet's residuals (B, ...) with zeros for `number` further rows."""
+    return torch.cat([residuals, residuals.new_zeros(number, *residuals.shape[1:])])
 
 
 def new(pipe, seed: int = 0, *, locked: bool = True, middle_only: bool = False) -> ControlledUNet:
@@ -176,19 +196,27 @@ def ddim(denoise, scheduler, z: torch.Tensor, draws, *, steps: int, eta: float =
     return z
 
 
-def guide(controlled: ControlledUNet, text, embedded, guided, empty, guidance: float):
-    """A function of (z, t): predictions with embeddings `text`, classifier-free for rows `guided`.
+def guide(controlled: ControlledUNet, text, embedded, guided, empty, settings: Sampling):
+    """A function of (z, t): the guided prediction for z (B, C, h, w), with embeddings `text`.
 
+    With p the prediction with text and control, p + (guidance - 1) (p - the one without text), in
+    the rows `guided`, + (control_guidance - 1) (p - the one without control): each term sharpens
+    the model's own classifier, of the prompt and of the mask (Ho and Salimans 2022,
+    arXiv 2207.12598). All passes that are needed are rows of one batch, which is never slower.
     `embedded`: from `ControlledUNet.embedded`; `empty`: the empty prompt's embeddings.
     """
+    n, pull = len(text), settings.control_guidance - 1
+    rows, texts = [torch.arange(n, device=guided.device), guided], [text, empty]
+    hints = None if embedded is None else torch.cat([embedded, embedded[guided]])
+    free = n if pull and embedded is not None else 0  # rows without control
+    rows, texts = torch.cat([*rows, rows[0][:free]]), torch.cat([*texts, text[:free]])
 
     def denoise(z, t):
-        predicted = controlled(z, t, text, embedded).float()
-        if len(guided):
-            hints = None if embedded is None else embedded[guided]
-            without = controlled(z[guided], t, empty, hints).float()
-            predicted[guided] = without + guidance * (predicted[guided] - without)
-        return predicted
+        found = controlled(z[rows], t, texts, hints, settings.conditioning_scale).float()
+        p, without_text, without_control = found.split([n, len(guided), free])
+        total = p.clone()
+        total[guided] += (settings.guidance - 1) * (p[guided] - without_text)
+        return total + pull * (p - without_control) if free else total
 
     return denoise
 
@@ -208,9 +236,9 @@ def sample(
 
     The image with number indices[i] (default: i) starts from noise that depends on
     `settings.sample_seed` and that number alone: batch size, order and number of processes change
-    it by no more than the rounding of sums. `settings.guidance` is the classifier-free scale;
-    images with the empty prompt need no second pass, and at scale 1 no image does.
-    `controlled=None` samples the base alone.
+    it by no more than the rounding of sums. Guidance by prompt and mask: see `guide`; images with
+    the empty prompt need no pass for the former, and at scale 1 no image does.
+    `controlled=None` samples the base alone. `precision`: see `training.resolved_precision`.
     """
     device, batch, seed = pipe.unet.device, settings.sample_batch, settings.sample_seed
     controlled = controlled or ControlledUNet(pipe.unet.to(memory_format=torch.channels_last))
@@ -219,6 +247,7 @@ def sample(
     shape = (pipe.unet.config.in_channels, size, size)
     embeddings, rows = encode_prompts(pipe, [*prompts, ""])
     empty_row = rows[-1]
+    precision = resolved_precision(precision, pipe.unet)
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for i in range(0, len(masks), batch):
         hints = control_images(masks[i : i + batch]).to(device)
@@ -235,7 +264,7 @@ def sample(
             torch.autocast(device.type, dtype, enabled=precision != "no"),
         ):
             with controlled.embedded(hints) as embedded:
-                denoise = guide(controlled, text, embedded, guided, empty, settings.guidance)
+                denoise = guide(controlled, text, embedded, guided, empty, settings)
                 z = ddim(denoise, pipe.scheduler, noise, draws, **steps)
         yield from decode_latents(pipe, z)
 

@@ -23,8 +23,9 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log, read_json, resolve, write_json, write_npy
 from lesionlib.engine.provenance import digest, file_digest, recorded
 from lesionlib.engine.settings import Sampling, Settings
-from lesionlib.engine.training import device
+from lesionlib.engine.training import device, resolved_precision
 from lesionlib.generators import base, controlnet, pix2pixhd, sets, validation
+from lesionlib.generators.budget import pix2pixhd_settings
 from lesionlib.generators.latents import examples
 from lesionlib.masks import conditions
 from lesionlib.segmentation import reference
@@ -43,25 +44,21 @@ def of_seed(settings, seed: int) -> SimpleNamespace:
     return SimpleNamespace(**{**vars(settings), "training": training})
 
 
-def is_named(settings) -> bool:
-    """Whether the base is used as it is named, not trained in this run."""
-    return bool(settings.base.model) and not settings.base.finetune
-
-
 def load_base(run, settings):
     """The pipeline of the named base, or of the run's own, on this process's device."""
-    name = settings.base.model if is_named(settings) else f"{run}/models/base"
+    name = f"{run}/models/base" if settings.base.is_trained else settings.base.model
     return base.load(name).to(device())
 
 
 def prepare_base(run, settings, **facts):
     """The base's pipeline; the run's own, if there is one, is trained on G unless it is current."""
-    if is_named(settings):
+    if not settings.base.is_trained:
         return load_base(run, settings)
     settings = of_seed(settings, settings.training.generator_seed)
     folder, part, name = resolve(run), dataset.load(run).part("G"), settings.base.model
     target, work = (folder / name / "base" for name in ("models", "checkpoints"))
-    groups = {n: getattr(settings, n).determining() for n in ("base", "training", "augmentation")}
+    groups = {name: getattr(settings, name).determining() for name in ("base", "training")}
+    groups["augmentation"] = settings.augmentation.applied("base")
     code = (base.new, base.train, examples)
     inputs = {"G": digest(part.images, part.masks, part.table["prompt"].tolist())}
     if name:
@@ -72,6 +69,7 @@ def prepare_base(run, settings, **facts):
         pipe = base.load(name).to(device()) if name else base.new(part.images, *options)
         data = examples(pipe, part, settings, "base", folder / "checkpoints" / "latents")
         base.train(pipe, data, work, settings.base, settings.training, index.key)
+        facts["precision"] = resolved_precision(settings.training.precision, pipe.unet)
         base.save(pipe, target, key=index.key, **facts)
     return load_base(run, settings)
 
@@ -89,8 +87,8 @@ class ControlNetTraining:
         self.name = name
         self.folder, self.target = (self.run / part / name for part in ("checkpoints", "models"))
         self.pipe = pipe or load_base(run, settings)
-        names = ("controlnet", "training", "augmentation")
-        groups = {name: getattr(settings, name).determining() for name in names}
+        groups = {n: getattr(settings, n).determining() for n in ("controlnet", "training")}
+        groups["augmentation"] = settings.augmentation.applied("controlnet")
         part = self.study.part("G")
         inputs = {"G": digest(part.images, part.masks, part.table["prompt"].tolist())}
         inputs["base"] = base.pipeline_digest(self.pipe)
@@ -160,6 +158,7 @@ class ControlNetTraining:
         if not self.log.is_current():
             self.log.record()
         if not current:
+            facts["precision"] = resolved_precision(self.settings.training.precision, controlled)
             controlnet.save(controlled, self.target, key=self.weights.key, **facts)
         return controlnet.load(self.pipe, self.target)
 
@@ -199,6 +198,9 @@ class Painter:
         """The request for the set in the folder `name`; without `control` of the base alone."""
         sampling, precision = self.settings.sampling, self.settings.training.precision
         values = dict(steps=sampling.ddim_steps, eta=sampling.ddim_eta, guidance=sampling.guidance)
+        if control and self.controlled:
+            values["control_guidance"] = sampling.control_guidance
+            values["conditioning_scale"] = sampling.conditioning_scale
         code = (controlnet.sample, base.PatchAutoencoder)
         model = self._model(control) or controlnet.ControlledUNet(self.pipe.unet)
         return sets.Request(
@@ -240,7 +242,9 @@ class Painter:
             job = dict(name=str(name), masks=str(path), prompts=list(prompts))
             job["model"] = self.model if control else ""
             launch(command, self.run, self.settings, "sample", **job)
-        sets.fill(request, self.paint(request, control), self.segmenter, **self.facts)
+        used = resolved_precision(self.settings.training.precision, self.pipe.unet)
+        facts = self.facts | {"precision": used}
+        sets.fill(request, self.paint(request, control), self.segmenter, **facts)
 
     def fill_controls(self, study):
         """Generate the sets for the controls of notebook 06, each with one thing changed."""
@@ -265,46 +269,63 @@ def further_controlnets(run, settings, pipe, **facts):
         painter.fill(f"synthetic/{name}", *conditioned)
 
 
-def prepare_pix2pixhd(run, settings, **facts):
-    """The run's Pix2PixHD generator, trained on G unless it is current."""
-    folder, study, options = resolve(run), dataset.load(run), settings.pix2pixhd
-    part, target = study.part("G"), folder / "models" / "pix2pixhd"
-    vgg = pix2pixhd.vgg_loss_or_none(options.vgg)
-    names = ("generator_seed", "precision")
-    values = options.determining() | {name: getattr(settings.training, name) for name in names}
-    del values["vgg"]  # where the weights are; their digest is among the inputs
+def prepare_pix2pixhd(run, settings, plus: bool = False, name: str = "", **facts):
+    """The run's Pix2PixHD generator, or with `plus` that of Pix2PixHD+, trained on G unless it is
+    current. `name`: of the model, if not the method's (`sets.repeats`)."""
+    name = name or ("pix2pixhd_plus" if plus else "pix2pixhd")
+    folder, part, options = resolve(run), dataset.load(run).part("G"), pix2pixhd_settings(settings)
+    target, vgg = folder / "models" / name, pix2pixhd.vgg_loss_or_none(options.vgg)
+    values = {key: getattr(settings.training, key) for key in ("generator_seed", "precision")}
+    values |= options.determining() | {"augmentation": settings.augmentation.applied("pix2pixhd")}
+    unread = (
+        {"vgg", "resize"} if plus else {"vgg", "noise", "diversity"}
+    )  # the digest of `vgg` is an input
+    values = {"plus": plus} | {key: x for key, x in values.items() if key not in unread}
     inputs = {"G": digest(part.images, part.masks), "vgg": base.weights_digest(vgg) if vgg else ""}
     weights = Artefact(target / "model.safetensors", (pix2pixhd.train,), values, inputs)
     if not weights.is_current():
-        work, groups = folder / "checkpoints" / "pix2pixhd", (options, settings.training)
-        arrays = part.images, part.masks
-        generator = pix2pixhd.train(*arrays, work, *groups, weights.key, vgg=vgg)
+        examples = pix2pixhd.Examples(part.images, part.masks, settings.augmentation)
+        groups, work = (options, settings.training), folder / "checkpoints" / name
+        generator = pix2pixhd.train(examples, work, *groups, weights.key, plus=plus, vgg=vgg)
         pix2pixhd.save(generator, target)
-        weights.record(parameters={"vgg": vgg is not None}, **facts)
+        facts["precision"] = resolved_precision(settings.training.precision, generator)
+        upsampling = "resize" if plus or options.resize else "transposed"
+        parameters = {"vgg": vgg.name if vgg else "none", "upsampling": upsampling}
+        weights.record(parameters=parameters, **facts)
     return pix2pixhd.load(target).to(device(), memory_format=torch.channels_last)
 
 
 def fill_pix2pixhd(run, settings, generator, name, masks, prompts, **facts):
-    """Generate a set by Pix2PixHD in the folder `name` of a run, unless it is current."""
-    options = settings.pix2pixhd
-    sizes = dict(
-        base_channels=options.channels, n_downsample=options.downsample, n_blocks=options.blocks
-    )
+    """Generate a set by Pix2PixHD or Pix2PixHD+ in the folder `name` of a run, unless current."""
+    seed = settings.training.generator_seed
     request = sets.Request(
         folder=resolve(run) / name,
         masks=masks,
         prompts=list(prompts),
         code=(pix2pixhd.generate, pix2pixhd.GlobalGenerator, pix2pixhd.LocalEnhancer),
         model=base.weights_digest(generator),
-        seed=settings.training.generator_seed,
-        settings=sizes | {"disc_channels": options.disc_channels, "n_enhancers": options.enhancers},
+        seed=seed,
+        settings=generator.config,
         inputs={},
     )
 
     def make(numbers):
-        return pix2pixhd.generate(generator, masks[numbers], device=device())
+        return pix2pixhd.generate(generator, masks[numbers], numbers, seed=seed, device=device())
 
     sets.fill(request, make, reference.load(run), **facts)
+
+
+def further_pix2pixhds(run, settings, plus: bool = False, **facts):
+    """Train a generator for each further generator seed, and generate its images, as with the first
+    seed (see `further_controlnets`)."""
+    test, conditioned = dataset.load(run).part("S-test"), conditions.load(run)[:2]
+    method, seeds = "pix2pixhd_plus" if plus else "pix2pixhd", settings.training.generator_seeds
+    for seed, name in list(sets.repeats(method, seeds).items())[1:]:
+        own = of_seed(settings, seed)
+        generator = prepare_pix2pixhd(run, own, plus, name, **facts)
+        target = run, own, generator
+        fill_pix2pixhd(*target, f"generated/{name}", test.masks, [""] * len(test.masks), **facts)
+        fill_pix2pixhd(*target, f"synthetic/{name}", *conditioned, **facts)
 
 
 def launch(command: str, run, settings, what: str, **job):

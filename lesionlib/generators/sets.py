@@ -204,8 +204,9 @@ def load_pairs(run, name: str) -> Pairs:
 
 
 def remark(run, method: str) -> str:
-    """The remark on a method in tables: "no VGG loss" if Pix2PixHD was trained without it."""
-    if method != "pix2pixhd":
+    """The remark on a method in tables: perceptual loss and upsampling of Pix2PixHD and its kin."""
+    if method not in ("pix2pixhd", "pix2pixhd_plus"):
         return ""
-    facts = recorded(resolve(run) / "models" / "pix2pixhd" / "model.safetensors")
-    return "" if facts.get("parameters", {}).get("vgg", True) else "no VGG loss"
+    facts = recorded(resolve(run) / "models" / method / "model.safetensors")
+    known = {"vgg": "none", "upsampling": "transposed"} | facts.get("parameters", {})
+    return f"perceptual loss: {known['vgg']}; {known['upsampling']} convolutions"

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from lesionlib.data import augmentation
 from lesionlib.engine.files import ROOT, Log
 from lesionlib.report import plots
 
@@ -37,8 +38,23 @@ def s_test(test, generated: dict):
     return plots.sheet(rows, made=tuple(generated), masks={"original": masks})
 
 
-def variants(generator: str) -> pd.DataFrame:
-    """The ablation (`benchmarks.ablation`) of a generator, with real images in the first row."""
-    table = pd.read_csv(ROOT / "config" / "ablation" / "isic.csv", keep_default_na=False)
+def warped_copies(part, settings, training: str, shown: int = 4):
+    """The first 8 images of a `dataset.Study` and `shown` copies of each that a training sees."""
+    images, masks = part.images[:8], part.masks[:8]
+    matrices = augmentation.variants(part.masks, settings, training)[:shown, :8]
+    pairs = {"in place": (images, masks)} | {
+        f"copy {i + 1}": (
+            augmentation.warp_images(images, copies),
+            augmentation.warp_masks(masks, copies),
+        )
+        for i, copies in enumerate(matrices)
+    }
+    rows = {label: plots.all_outlined(*pair) for label, pair in pairs.items()}
+    return plots.sheet(rows, masks={label: lesions for label, (_, lesions) in pairs.items()})
+
+
+def variants(generator: str, plan: str = "isic") -> pd.DataFrame:
+    """The ablation `plan` of a generator (`benchmarks.ablation`), real images in the first row."""
+    table = pd.read_csv(ROOT / "config" / "ablation" / f"{plan}.csv", keep_default_na=False)
     chosen = table[table["generator"].isin(["real", generator])]
     return chosen.drop(columns=["generator", "version"])

@@ -19,7 +19,7 @@ from lesionlib.engine import trace
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
-from lesionlib.evaluation import paper
+from lesionlib.evaluation import fidelity, paper
 from lesionlib.evaluation.paper import display_name
 from lesionlib.report.summary import quarantined, table
 
@@ -162,11 +162,25 @@ def dice_table(folder) -> pd.DataFrame:
 
 
 def fidelity_table(folder) -> pd.DataFrame:
-    """Dice and HD95 between the reference segmenter's outlines and the masks, mean per image."""
-    means = _read(folder, "mask_fidelity").groupby("images", sort=False)[["dice", "hd95"]].mean()
-    means = means.round(3).reset_index()
-    means["images"] = means["images"].replace("real", "real images (ceiling)").map(display_name)
-    return means.rename(columns={"dice": "Dice", "hd95": "HD95 (share of the diagonal)"})
+    """Mask fidelity on the masks of S-test and of the training pairs, a row per set of images."""
+    rows = _read(folder, "mask_fidelity")
+    if "masks" not in rows:  # published before training pairs were measured
+        rows["masks"] = fidelity.KINDS[0]
+    wide = {}
+    for masks, part in rows.groupby("masks", sort=False):
+        groups = part.groupby("images", sort=False)
+        wide[f"{masks}: Dice"] = groups["dice"].mean()
+        wide[f"{masks}: at least {fidelity.HIT}"] = groups["dice"].agg(
+            lambda dice: (dice >= fidelity.HIT).mean()
+        )
+        wide[f"{masks}: HD95 (share of the diagonal)"] = groups["hd95"].mean()
+        if "distractors" in part:
+            wide[f"{masks}: with a distractor"] = groups["distractors"].agg(
+                lambda number: (number > 0).mean()
+            )
+    found = pd.DataFrame(wide).reindex(rows["images"].unique()).round(3)
+    found = found.rename(index=lambda name: "real images (ceiling)" if name == "real" else name)
+    return found.rename(index=display_name).rename_axis("images").reset_index()
 
 
 def claims_table(folder) -> pd.DataFrame:

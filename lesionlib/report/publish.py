@@ -176,7 +176,8 @@ def results(folder) -> str:
         "and seeds.",
         "",
         *_rows(pages.dice_table(folder)),
-        f"Is the lesion in its mask? A U-Net that knows real images only, n = {n}:",
+        "Is the lesion in its mask? A U-Net that knows real images only, on the masks of S-test "
+        f"(n = {n}) and on those of the training pairs:",
         "",
         *_rows(pages.fidelity_table(folder)),
         "What this run says of the paper's claims:",

@@ -1,16 +1,18 @@
-"""The run summary on the terminal: images in quarantine, both tables, the path of the report."""
+"""The run summary on the terminal: images in quarantine, the tables, the path of the report."""
 
 import pandas as pd
 
 from lesionlib.engine.errors import require
 from lesionlib.engine.files import resolve
 
+FIDELITY = "images masks n mean share_50 chance ceiling of_ceiling with_distractor".split()
 SHOWN = "network method amount schedule steps dice_mean dice_sd seeds remark".split()
 
 
 def table(run, name: str) -> pd.DataFrame:
     """A table of the run; raises InputError if its notebook has not been run."""
-    notebooks = {"table1": "05_image_quality", "table2": "06_segmentation"}
+    notebooks = dict.fromkeys(("table1", "fidelity"), "05_image_quality")
+    notebooks["table2"] = "06_segmentation"
     path = require(resolve(run) / "tables" / f"{name}.csv", notebooks.get(name, "01_data"))
     found = pd.read_csv(path)
     return found.fillna({"remark": ""}) if "remark" in found else found
@@ -29,11 +31,13 @@ def quarantined(run) -> str:
 
 
 def summary_lines(run) -> str:
-    """The last lines on the terminal: both tables and the path of the report."""
+    """The last lines on the terminal: the tables and the path of the report."""
     parts = [
         quarantined(run),
         "Table 1: image quality on S-test, empty prompt",
         table(run, "table1").round(3).to_string(index=False),
+        "\nMask fidelity: is the lesion in its mask?",
+        table(run, "fidelity")[FIDELITY].round(3).to_string(index=False, na_rep=""),
         "\nTable 2: Dice on S-test, mean per image, mean and sd over seeds",
         table(run, "table2")[SHOWN].round(3).to_string(index=False),
         f"\nReport: {resolve(run) / 'report' / 'index.html'}",

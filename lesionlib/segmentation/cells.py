@@ -15,8 +15,8 @@ from lesionlib.engine.files import write_csv
 from lesionlib.engine.progress import progress
 from lesionlib.engine.provenance import digest
 from lesionlib.engine.settings import Settings
-from lesionlib.engine.training import Files
-from lesionlib.segmentation import measures, training
+from lesionlib.engine.training import Files, resolved_precision
+from lesionlib.segmentation import measures, networks, training
 from lesionlib.segmentation.grid import Cell, synthetic_set
 from lesionlib.segmentation.measures import MEASURES
 
@@ -98,16 +98,17 @@ def run_cell(cell: Cell, data: CellData, settings: Settings, folder, matched_ste
     part = training_part(cell, *data.parts["S-train"], data.synthetic)
     steps = matched_steps if cell.schedule == "steps" else None
     steps = steps or training.count_steps(len(part[0]), options.epochs, options.batch)
+    classical = {"warps": networks.CLASSICAL, "colour": networks.COLOUR}
     recipe = training.Recipe(
         options.batch,
         options.lr,
         precision=options.segmentation_precision,
         validations=options.validations,
-        augmentation="classical" if cell.method == "classical" else "flips",
         encoder=options.unet_encoder,
         decoder=tuple(options.unet_decoder),
+        **(classical if cell.method == "classical" else {}),
     )
-    facts = asdict(recipe) | {"network": cell.network, "steps": steps, "seed": cell.seed}
+    facts = recipe.determining() | {"network": cell.network, "steps": steps, "seed": cell.seed}
     facts["tolerance"] = settings.evaluation.surface_tolerance
     inputs = {"training part": digest(*part), "S-val": digest(*data.parts["S-val"]), **data.inputs}
     artefact = Artefact(Path(folder), (run_cell,), facts, inputs)
@@ -134,6 +135,7 @@ def _train_and_measure(artefact: Artefact, cell: Cell, part, data: CellData, rec
     rows = measure_tests(model, data.tests, settings["tolerance"]).assign(**facts)
     Path(f"{path}.json").unlink(missing_ok=True)  # a record must never describe another file
     write_csv(path, rows)
+    facts["precision"] = resolved_precision(recipe.precision, model)
     artefact.record(cell=cell.id, seconds=seconds, **facts)
     files.checkpoint.unlink(missing_ok=True)
 

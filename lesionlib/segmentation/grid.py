@@ -14,6 +14,7 @@ ARMS = (
     "filtered",  # the synthetic pairs of the highest mask fidelity
     "base",  # images of the base without control
     "low_data",  # a share of S-train
+    "plus",  # Pix2PixHD+, which the paper does not have, as a further generator of the arms above
 )
 MODES = ("paper", "real", "fitted")  # of masks, as in masks.recipe.MODES
 ALONE = ("real", "classical")  # methods without synthetic pairs
@@ -101,9 +102,10 @@ def grid(networks, control_networks, methods, amounts, seeds, arms, shares, mask
 
 
 def planned_cells(settings: Settings) -> list[Cell]:
-    """The grid of a run, with external generators as further methods."""
+    """The grid of a run, with external generators as further methods; see ARMS for Pix2PixHD+."""
     design, segmentation = settings.design, settings.segmentation
-    methods = [*design.methods, *design.external_generators]
+    methods = [m for m in design.methods if m != "pix2pixhd_plus" or "plus" in design.arms]
+    methods += design.external_generators
     return grid(
         segmentation.networks,
         segmentation.control_networks,

@@ -2,8 +2,9 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from lesionlib.data import augmentation
+from lesionlib.engine.settings import Augmentation
 from lesionlib.segmentation.dcsaunet import DCSAUNet
 
 NETWORKS = ("unet", "dcsaunet")
@@ -46,45 +47,37 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -
     return 1 - (2 * both + smooth) / (total + smooth)
 
 
-def augment(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each of (B, C, S, S) in one of eight orientations, drawn uniformly."""
-    bits = torch.rand((3, len(pairs), 1, 1, 1), generator=generator) < 0.5
-    down, across, diagonal = bits.to(pairs.device)  # each (B, 1, 1, 1)
-    pairs = torch.where(down, pairs.flip(2), pairs)
-    pairs = torch.where(across, pairs.flip(3), pairs)
-    return torch.where(diagonal, pairs.transpose(2, 3), pairs)
+CLASSICAL = Augmentation(share=1.0, scale=[0.8, 1.25], shift=0.1)  # of Table 2's control
+COLOUR = 0.2  # of classical augmentation: brightness, contrast, saturation by up to a fifth
 
 
-TURN, SCALE, SHIFT, COLOUR = 180.0, (0.8, 1.25), 0.1, 0.2  # ranges of classical augmentation
+def augment(
+    pictures: torch.Tensor, draw: torch.Generator, settings: Augmentation | None = None, colour=0.0
+) -> torch.Tensor:
+    """Pictures (B, C, S, S) in one of eight orientations each or, with `settings`, warped, float32.
 
-
-def augment_classically(pairs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Classical augmentation of uint8 (B, 4, S, S), image and mask (0/1), as float32.
-
-    On top of `augment`: rotation by any angle, scaling by 0.8 to 1.25, shifts of up to a tenth of
-    the side (mirrored at the border), brightness, contrast and saturation by up to a fifth.
+    Channels may be an image of 0 to 255 and its masks. With `colour` the first three change their
+    brightness, contrast and saturation by up to this factor.
     """
-    pairs = augment(pairs, generator).float()
-    n = len(pairs)
-    draw = torch.rand((n, 7), generator=generator).to(pairs.device)
-    angle = torch.deg2rad(TURN * (2 * draw[:, 0] - 1))
-    scale = SCALE[0] * (SCALE[1] / SCALE[0]) ** draw[:, 1]
-    shift = 2 * SHIFT * (2 * draw[:, 2:4] - 1)  # the square spans -1 to 1
-    cos, sin = angle.cos() / scale, angle.sin() / scale
-    matrix = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
-    grid = functional.affine_grid(matrix, pairs.shape, align_corners=False)
-    pairs = functional.grid_sample(pairs, grid, padding_mode="reflection", align_corners=False)
-    light, contrast, colour = ((1 + COLOUR * (2 * draw[:, 4:] - 1)).T)[..., None, None, None]
-    image = pairs[:, :3] * light
-    image = (image - image.mean((1, 2, 3), keepdim=True)) * contrast + image.mean(
-        (1, 2, 3), keepdim=True
-    )
-    grey = image.mean(1, keepdim=True)
-    image = ((image - grey) * colour + grey).clamp(0, 255)
-    return torch.cat([image, (pairs[:, 3:] > 0.5).float()], dim=1)
+    if settings is None:
+        matrices = augmentation.orientations(torch.randint(0, 8, (len(pictures),), generator=draw))
+    else:
+        matrices = augmentation.drawn(len(pictures), settings, draw)
+    found = augmentation.warp(pictures, matrices)
+    if colour:
+        found[:, :3] = recoloured(found[:, :3], colour, draw)
+    return found
 
 
-AUGMENTATIONS = {"flips": augment, "classical": augment_classically}
+def recoloured(images: torch.Tensor, amount: float, draw: torch.Generator) -> torch.Tensor:
+    """Float images (B, 3, S, S) of 0 to 255, each of another brightness, contrast, saturation."""
+    factors = 1 + amount * (2 * torch.rand((3, len(images), 1, 1, 1), generator=draw) - 1)
+    light, contrast, saturation = factors.to(images.device)
+    images = images * light
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * contrast + mean
+    grey = images.mean(1, keepdim=True)
+    return ((images - grey) * saturation + grey).clamp(0, 255)
 
 
 def inputs(images: torch.Tensor) -> torch.Tensor:

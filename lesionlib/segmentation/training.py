@@ -6,33 +6,51 @@ weights of the best validation on S-val; S-test is predicted once, after trainin
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from lesionlib.engine.training import Files, Loop, Schedule, Task, batch_at, device, generator_at
+from lesionlib.engine.settings import Augmentation
+from lesionlib.engine.training import (
+    Files,
+    Loop,
+    Schedule,
+    Task,
+    batch_at,
+    device,
+    generator_at,
+    resolved_precision,
+)
 from lesionlib.segmentation import measures
-from lesionlib.segmentation.networks import AUGMENTATIONS, DECODER, build, dice_loss, inputs
+from lesionlib.segmentation.networks import DECODER, augment, build, dice_loss, inputs
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a segmentation network is trained.
 
-    `precision` no or bf16 (fp16 would need loss scaling); `validations`: how often the Dice on
-    S-val is measured; `augmentation`: one of AUGMENTATIONS; `encoder` and `decoder` (channels) are
-    the U-Net's (`networks.build`).
+    `precision` no, bf16 or auto (fp16 would need loss scaling); `decay` of the learning rate as in
+    `engine.training.Schedule`; `validations`: how often the Dice
+    on S-val is measured; `warps` and `colour`: the augmentation (`networks.augment`), without warps
+    the eight orientations; `encoder` and `decoder` (channels) are the U-Net's (`networks.build`).
     """
 
     batch: int
     lr: float
     precision: str = "no"
+    decay: str = "constant"
     validations: int = 10
-    augmentation: str = "flips"
+    warps: Augmentation | None = None
+    colour: float = 0.0
     encoder: str = "resnet18"
     decoder: tuple = DECODER
+
+    def determining(self) -> dict:
+        """All of it that determines the weights, as JSON values."""
+        warps = self.warps and self.warps.model_dump(exclude={"trainings", "variants"})
+        return asdict(self) | {"decoder": list(self.decoder), "warps": warps}
 
 
 def _check(images, masks, what):
@@ -84,19 +102,19 @@ class Segmentation(Task):
         self.pairs = torch.from_numpy(np.concatenate([images, masks[..., None]], axis=-1))
         self.pairs = self.pairs.to(device())  # (N, S, S, 4): image and mask as channels
         self.batch = max(2, min(recipe.batch, len(images)))  # batch normalisation needs two
-        self.change = AUGMENTATIONS[recipe.augmentation]
-        self.dtype = {"no": None, "bf16": torch.bfloat16}[recipe.precision]
+        self.precision = resolved_precision(recipe.precision, model)
         self.best, self.score = None, -1.0
 
     def loss(self, step: int) -> torch.Tensor:
         """The Dice loss of the batch of a step."""
         rows = batch_at(step, self.batch, len(self.pairs), self.seed)
         chosen = self.pairs[rows.to(self.pairs.device)]  # (B, S, S, 4)
-        chosen = self.change(chosen.permute(0, 3, 1, 2), generator_at(self.seed, step))
-        dtype, enabled = self.dtype or torch.bfloat16, self.dtype is not None
-        with torch.autocast(self.pairs.device.type, dtype, enabled=enabled):
+        draw, recipe = generator_at(self.seed, step), self.recipe
+        chosen = augment(chosen.permute(0, 3, 1, 2), draw, recipe.warps, recipe.colour)
+        enabled = self.precision == "bf16"
+        with torch.autocast(self.pairs.device.type, torch.bfloat16, enabled=enabled):
             logits = self.model(inputs(chosen[:, :3]))
-        return dice_loss(logits.float(), chosen[:, 3:].float())
+        return dice_loss(logits.float(), (chosen[:, 3:] > 0.5).float())
 
     def gradients(self, step):
         loss = self.loss(step)
@@ -140,5 +158,7 @@ def train(
     _check(*val_part, "validation part")
     every = -(-steps // recipe.validations)
     intervals = {"save_every": 0, "log_every": every, "validate_every": every}
-    schedule = Schedule(steps, recipe.lr, decay="constant", precision=recipe.precision, **intervals)
+    schedule = Schedule(
+        steps, recipe.lr, decay=recipe.decay, precision=recipe.precision, **intervals
+    )
     return Loop(Segmentation(network, part, val_part, recipe, seed), files, schedule, key).run()

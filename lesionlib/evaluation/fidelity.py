@@ -1,0 +1,68 @@
+"""Mask fidelity of generators, for both kinds of masks, between chance and ceiling.
+
+Fidelity is the Dice of the reference segmenter's prediction with the mask that an image was painted
+from. Masks of S-test have their lesions where real ones are; those of the training pairs, which
+train the networks of Table 2, have them anywhere. For each kind the ceiling is the same segmenter
+on real images: the originals of S-test, and the same moved to the training pairs' masks.
+"""
+
+import pandas as pd
+
+from lesionlib.data.prompts import SIZES
+from lesionlib.evaluation.paper import display_name
+
+KINDS = ("S-test", "training pairs")
+HIT, GOOD = 0.5, 0.7  # fidelity from which a lesion is said to be in its mask, and to fill it
+FEW = 0.05  # share of missed masks, or of images with distractors, up to which nothing is said
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per kind of masks and set of images.
+
+    `rows` has a row per image: `images` (a generator, base, or real: the ceiling), `masks` (one of
+    KINDS) and the columns of `reference.fidelity`. Columns: n, mean fidelity, share_50 and share_70
+    (at or above HIT and GOOD), the means by lesion size, chance, ceiling, of_ceiling (mean fidelity
+    as a share of it), with_distractor (share of images).
+    """
+    found = []
+    for (masks, images), part in rows.groupby(["masks", "images"], sort=False):
+        dice, real = part["dice"], (rows["masks"] == masks) & (rows["images"] == "real")
+        ceiling = rows.loc[real, "dice"].mean()
+        found.append(
+            {"images": images, "masks": masks, "n": len(part), "mean": dice.mean()}
+            | {"share_50": (dice >= HIT).mean(), "share_70": (dice >= GOOD).mean()}
+            | {size: dice[part["size"] == size].mean() for size in SIZES}
+            | {"chance": part["chance"].mean(), "ceiling": ceiling}
+            | {"of_ceiling": dice.mean() / ceiling}
+            | {"with_distractor": (part["distractors"] > 0).mean()}
+        )
+    return pd.DataFrame(found)
+
+
+def sentences(summary: pd.DataFrame) -> list[str]:
+    """What `table` says of each generator: both kinds of masks, and whether its pairs miss them."""
+    found = []
+    for images, part in summary.groupby("images", sort=False):
+        if images in ("real", "base"):
+            continue
+        kinds = part.set_index("masks")
+        means = [
+            f"{row['mean']:.3f} on the masks of {'' if kind == 'S-test' else 'the '}{kind} "
+            f"({row['of_ceiling']:.0%} of the ceiling {row['ceiling']:.3f}; chance "
+            f"{row['chance']:.3f})"
+            for kind, row in kinds.iterrows()
+        ]
+        found.append(f"{display_name(images)}: fidelity {', '.join(means)}. {_misses(kinds)}")
+    return found
+
+
+def _misses(kinds: pd.DataFrame) -> str:
+    """Whether the training pairs of a generator miss their masks, and which do so most."""
+    if KINDS[1] not in kinds.index:
+        return "It has no training pairs."
+    row = kinds.loc[KINDS[1]]
+    missed, sizes = 1 - row["share_50"], row[list(SIZES)].dropna().astype(float)
+    text = f"{missed:.0%} of its {row['n']:,} training pairs miss their masks (below {HIT})"
+    if missed > FEW:
+        text = f"**{text}**, most where lesions are {sizes.idxmin()} (mean {sizes.min():.3f})"
+    return f"{text}; {row['with_distractor']:.0%} show another lesion outside."

@@ -1,0 +1,97 @@
+"""The base that comes with the repository, and the script that makes it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionlib.data import phantom
+from lesionlib.engine import settings as presets
+from lesionlib.engine.errors import InputError
+from lesionlib.engine.settings import Sampling
+from lesionlib.generators import base, controlnet
+from models import pretrain
+
+
+@pytest.fixture
+def stream(tmp_path, monkeypatch):
+    """A tiny stream, painted, in tmp_path/stream; the script's sizes fit it."""
+    for name, value in {"SHARD": 6, "FIRST": 1, "EVERY": 2, "HELD_OUT": 8}.items():
+        monkeypatch.setattr(pretrain, name, value)
+    monkeypatch.setattr(pretrain, "SIZES", {64: (0.4, 4), 32: (0.3, 4), 128: (0.3, 2)})
+    pretrain.shard.cache_clear()
+    for number in range(-1, 2):
+        pretrain.make_shard(tmp_path / "stream", number)
+    yield tmp_path / "stream"
+    pretrain.shard.cache_clear()
+
+
+def test_no_preset_uses_the_seed_of_the_pretraining(monkeypatch):
+    pretrain.check_seeds()
+    used = presets.load("quick").data.data_seed
+    monkeypatch.setattr(pretrain, "SEED", used)
+    with pytest.raises(InputError, match="choose another"):
+        pretrain.check_seeds()
+
+
+def test_the_stream_repeats_and_holds_no_image_of_a_preset(stream):
+    images, masks, labels = pretrain.shard(stream, 0)
+    again = pretrain.painted(3)
+    assert np.array_equal(images[3], again[0]) and np.array_equal(masks[3], again[1])
+    assert labels[3]["diagnosis"] == again[2]["diagnosis"]
+    held_out = pretrain.shard(stream, -1)[0]
+    ours = {image.tobytes() for image in [*images, *held_out]}
+    assert len(ours) == len(images) + len(held_out)
+    size, seed = pretrain.SIDE, presets.load("quick").data.data_seed
+    assert not ours & {phantom.sample(i, size, seed).image.tobytes() for i in range(6)}
+
+
+def test_a_step_depends_on_its_number_alone_and_prompts_describe_the_warped_lesion(stream):
+    sides = set()
+    for step in range(6):
+        images, texts = pretrain.batch_of(stream, step % 2)
+        again = pretrain.batch_of(stream, step % 2)
+        assert np.array_equal(images, again[0]) and texts == again[1]
+    for step in (0, 1):
+        images, texts = pretrain.batch_of(stream, step)
+        sides.add(images.shape[1])
+        assert len(images) == len(texts) == pretrain.SIZES[images.shape[1]][1]
+    assert sides <= set(pretrain.SIZES)
+    labels, mask = {"diagnosis": "nevus"}, np.zeros((32, 32), np.uint8)
+    mask[2:6, 2:6] = 1
+    rng = np.random.default_rng(0)
+    said = {pretrain.sentence(labels, mask, rng) for _ in range(60)}
+    assert "" in said and any("small" in text for text in said)
+    assert any("upper left" in text for text in said) and not any("centre" in text for text in said)
+
+
+def test_training_publishes_a_base_that_loads(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "TARGET", tmp_path / "small")
+    monkeypatch.setattr(
+        pretrain, "MODEL", pretrain.MODEL.model_copy(update={"channels": [16, 16, 32]})
+    )
+    pipe = pretrain.train(tmp_path, 2)
+    pretrain.publish(pipe, tmp_path, 2, 2)
+    half, done = pretrain.so_far(tmp_path, 2)
+    assert done == 2
+    for own, kept in zip(half.unet.parameters(), pipe.unet.parameters(), strict=True):
+        assert (own.half() == kept).all()
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "no pixel of a patient" in card and "--steps 2" in card and "{" not in card
+    assert pd.read_csv(tmp_path / "small" / "validations.csv")["step"].tolist() == [0, 2]
+    loaded = base.load(str(tmp_path / "small"))
+    assert not base.corrupt_parts(tmp_path / "small")
+    want = {k: v.float() for k, v in pipe.unet.state_dict().items()}
+    assert all((loaded.unet.state_dict()[k] == v).all() for k, v in want.items())
+
+
+def test_the_committed_base_is_small_intact_and_paints_at_every_size():
+    files = [path for path in pretrain.TARGET.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16 * 2**20
+    assert not base.corrupt_parts(pretrain.TARGET)
+    assert {"README.md", "validations.csv"} <= {path.name for path in files}
+    pipe = base.load("small")
+    for size in (32, 64, 128):
+        masks = np.zeros((2, size, size), np.uint8)
+        images = np.stack([*controlnet.sample(pipe, None, masks, ["", ""], Sampling(ddim_steps=2))])
+        assert images.shape == (2, size, size, 3) and images.std() > 5
+    assert pipe.unet.dtype == pipe.vae.dtype and str(pipe.unet.dtype) == "torch.float32"
