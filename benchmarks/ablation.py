@@ -24,6 +24,7 @@ from lesionlib.engine.settings import Settings
 from lesionlib.engine.training import device
 from lesionlib.evaluation import distribution
 from lesionlib.generators import base, controlnet, latents, pix2pixhd
+from lesionlib.masks import conditions
 from lesionlib.segmentation import reference
 
 SHOWN = 300  # masks of S-train (or two thirds): no generator has seen them, no table is about them
@@ -49,6 +50,8 @@ COLUMNS = [
     "recall",
     "coverage",
     "mask_fidelity",
+    "automatic_masks",
+    "with_distractor",
     "version",
 ]
 
@@ -67,8 +70,14 @@ def keys(generator: str, settings: Settings, data: str) -> tuple[str, str]:
     trained = {name: dict(group) for name, group in groups.items() if name != "sampling"}
     trained.get("base", {}).pop("reach", None)  # changes the decoder only
     for_weights, for_images = (code_digest(*functions) for functions in CODE[generator])
-    weights = digest(generator, trained, data, for_weights)
+    start = _base_digest(settings) if generator == "controlnet" else ""
+    weights = digest(generator, trained, data, for_weights, start)
     return weights, digest(weights, groups, for_images)
+
+
+def _base_digest(settings: Settings) -> str:
+    """The digest of the weights of a named base."""
+    return base.pipeline_digest(base.load(settings.base.model)) if settings.base.model else ""
 
 
 def by_controlnet(s: Settings, G, masks, folder) -> np.ndarray:
@@ -90,8 +99,8 @@ def by_controlnet(s: Settings, G, masks, folder) -> np.ndarray:
     target = folder / "controlnet"
     controlnet.train(pipe, controlled, data, target, s.controlnet, s.training, record)
     own = s.sampling.model_copy(update={"guidance": 1.0})
-    how = dict(precision=s.training.precision)
-    return np.stack(list(controlnet.sample(pipe, controlled, masks, [""] * len(masks), own, **how)))
+    arguments = pipe, controlled, masks, [""] * len(masks), own
+    return np.stack(list(controlnet.sample(*arguments, precision=s.training.precision)))
 
 
 def by_pix2pixhd(s: Settings, G, masks, folder) -> np.ndarray:
@@ -108,32 +117,44 @@ GENERATORS = {"controlnet": by_controlnet, "pix2pixhd": by_pix2pixhd}
 def measure(run, plan: dict, chosen=()) -> pd.DataFrame:
     """Measure the variants of `plan` (those named in `chosen`, if any); a row for each of them.
 
-    KID, recall and coverage are of features of the run's classifier, against the other images
-    of S-train; the row "real" compares the originals of the masks with them.
+    KID, recall and coverage are of ImageNet features, against the other images of S-train; the row
+    "real" compares the originals of the masks with them. Columns mask_fidelity: of masks of
+    S-train; automatic_masks: of masks of notebook 02, to which the real images are moved;
+    with_distractor: share of these images with a lesion-like region outside the mask.
     """
     run = resolve(run)
     study, segmenter = dataset.load(run), reference.load(run)
     G, own = study.part("G"), study.part("S-train")
-    extract, _ = distribution.extractor("domain", run)
+    least = config.load(plan["preset"]).reference.distractor
+    extract, _ = distribution.extractor("imagenet", run)
     rows = np.random.default_rng(0).permutation(len(own.images))
     shown, rest = np.split(rows, [min(SHOWN, 2 * len(rows) // 3)])
     masks, images, others = own.masks[shown], own.images[shown], extract(own.images[rest])
+    targets = conditions.load(run)[0][:SHOWN]
 
-    def measured(made):
+    def measured(made, moved, their_masks):
         found = distribution.compare(extract(made), others)
-        return found | {"mask_fidelity": float(segmenter(made, masks).mean())}
+        anywhere = reference.fidelity(segmenter, moved, their_masks, least)
+        return found | {
+            "mask_fidelity": float(segmenter(made, masks).mean()),
+            "automatic_masks": float(anywhere["dice"].mean()),
+            "with_distractor": float((anywhere["distractors"] > 0).mean()),
+        }
 
-    found = [{"generator": "real", "variant": "real images"} | measured(images)]
+    real = measured(images, *reference.moved_onto(images, masks, targets, seed=0))
+    found = [{"generator": "real", "variant": "real images"} | real]
     for generator, variant, settings in variants(plan):
         trained, key = keys(generator, settings, study.fingerprint)
         path = run / "ablation" / f"{key}.json"
         if not path.exists() and (not chosen or variant["name"] in chosen):
             print(f"{generator}: {variant['name']}", file=sys.stderr)
             start = time.perf_counter()
-            made = GENERATORS[generator](settings, G, masks, run / "ablation" / trained)
+            both = np.concatenate([masks, targets])
+            both = GENERATORS[generator](settings, G, both, run / "ablation" / trained)
             minutes = (time.perf_counter() - start) / 60
-            write_npy(path.with_suffix(".npy"), made)
-            write_json(path, measured(made) | {"minutes": minutes, "version": code_version()})
+            write_npy(path.with_suffix(".npy"), both)
+            results = measured(both[: len(masks)], both[len(masks) :], targets)
+            write_json(path, results | {"minutes": minutes, "version": code_version()})
         if path.exists():
             about = {"generator": generator, "variant": variant["name"], "kept": variant["kept"]}
             change = ", ".join(f"{k} {v}" for k, v in variant.get("change", {}).items())

@@ -217,7 +217,7 @@ def train(work: Path, steps: int):
         predicted = model(noisy, t, base.token_ids(pipe, texts))
         return base.denoising_loss(pipe.scheduler, predicted, target, t)
 
-    plan = Schedule(steps, 1e-3, warmup=200, ema=EMA, precision="bf16", validate_every=1000)
+    plan = Schedule(steps, 1e-3, warmup=200, ema=EMA, precision="auto", validate_every=1000)
     start, path = time.monotonic(), work / "seconds.json"
     spent = json.loads(path.read_text()) if path.exists() else 0.0
     try:
