@@ -78,7 +78,7 @@ def test_saved_base_loads_in_diffusers_and_paints_the_same(pipe, tmp_path):
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
     assert type(again.vae).__name__ == "PatchAutoencoder"
     masks = np.zeros((2, 32, 32), np.uint8)
-    two = Sampling(ddim_steps=2)
+    two = Sampling(ddim_steps=2, control_guidance=1.0)
     ours = list(controlnet.sample(pipe, None, masks, PROMPTS, two))
     loaded = base.load(str(tmp_path / "base"))
     theirs = list(controlnet.sample(loaded, None, masks, PROMPTS, two))
@@ -260,7 +260,10 @@ def test_the_share_of_a_process_is_a_part_of_the_whole_draw(pipe):
 
 
 def images(pipe, controlled, masks, words, **options):
-    indices, settings = options.pop("indices", None), Sampling(ddim_steps=3, **options)
+    indices, settings = (
+        options.pop("indices", None),
+        Sampling(**{"control_guidance": 1.0} | options, ddim_steps=3),
+    )
     made = controlnet.sample(pipe, controlled, masks, words, settings, indices=indices)
     return np.stack(list(made))
 
@@ -315,7 +318,7 @@ def test_guidance_by_prompt_and_mask_is_the_formula_by_hand():
     both, no_text, no_control = 2 + 30 + 350 + 3 * 3.5, 2 + 350, 2 + 30
     row_1 = both + 3 * (both - no_text) + 1.5 * (both - no_control)
     assert found.flatten().tolist() == [row_0, row_1]
-    off = Sampling(guidance=4.0)
+    off = Sampling(guidance=4.0, control_guidance=1.0)
     found = controlnet.guide(model, text, hints, guided, empty, off)(z, 10).flatten()
     both, no_text = 2 + 30 + 700 + 21, 2 + 700
     assert found.tolist() == [1 + 500, no_text + 4 * (both - no_text)]
@@ -358,7 +361,7 @@ def test_the_strength_of_control_is_in_the_key_of_controlled_images_only(pipe, t
         painter = jobs.Painter(tmp_path, settings, pipe, controlled)
         return painter.request("synthetic/x", masks, [""], control).artefact.key
 
-    for change in ({"control_guidance": 2.0}, {"conditioning_scale": 1.5}):
+    for change in ({"control_guidance": 3.0}, {"conditioning_scale": 1.5}):
         assert key(True, **change) != key(True) and key(False, **change) == key(False)
 
 

@@ -408,7 +408,7 @@ def test_plus_has_no_transposed_convolutions_and_bounded_critics():
     assert list(resized[0].state_dict()) == [
         name for name in generator.state_dict() if "style" not in name
     ]
-    plain = networks()
+    plain = networks(resize=False)
     assert any(isinstance(m, nn.ConvTranspose2d) for m in plain[0].modules())
     assert any(isinstance(m, nn.InstanceNorm2d) for m in plain[1].modules())
 
@@ -471,7 +471,7 @@ def test_the_perceptual_loss_sees_as_many_images_as_the_settings_say(data, tmp_p
 
 
 def test_at_first_transposed_convolutions_interpolate():
-    found = [m for m in networks()[0].modules() if isinstance(m, nn.ConvTranspose2d)]
+    found = [m for m in networks(resize=False)[0].modules() if isinstance(m, nn.ConvTranspose2d)]
     for layer in found:
         nn.init.zeros_(layer.bias)
         with torch.no_grad():

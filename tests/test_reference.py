@@ -11,7 +11,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.settings import Augmentation, Reference
 from lesionlib.segmentation import measures, reference, training
 
-SETTINGS = Reference(size=32, steps=24, batch=8, lr=3e-3, decoder=[16, 8, 8], colour=0.1)
+SETTINGS = Reference(size=32, steps=60, batch=8, lr=1e-2, decoder=[16, 8, 8], colour=0.1)
 NONE = Augmentation(trainings=[])
 
 

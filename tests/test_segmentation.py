@@ -315,7 +315,7 @@ def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, 
     sizes = []
 
     def refuse(network, part, val_part, recipe, *, steps, **options):
-        sizes.append((len(part[0]), steps, recipe.augmentation))
+        sizes.append((len(part[0]), steps, "flips" if recipe.warps is None else "classical"))
         raise RuntimeError("it trains")
 
     monkeypatch.setattr(training, "train", refuse)

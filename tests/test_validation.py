@@ -30,7 +30,7 @@ class Oracle(nn.Module):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    return untrained(folder)[0]
+    return untrained(folder)
 
 
 def validated(pipe, controlled, folder, images, masks, monkeypatch):

@@ -270,7 +270,7 @@ class Reference(Group):
         ge=1,
     )
     distractor: float = setting(
-        0.005,
+        0.01,
         "Smallest share of the image of a lesion-like region outside the mask that counts as a "
         "distractor.",
         gt=0,
@@ -384,7 +384,7 @@ class ControlNet(Group):
     steps: int = setting(150, "Length of its training.", unit="optimiser steps", ge=1)
     batch: int = setting(32, "Images per gradient.", unit="images", ge=1)
     accumulate: int = setting(1, "Gradients averaged per optimiser step.", ge=1)
-    lr: float = setting(1.0e-3, "Peak learning rate of AdamW.", gt=0)
+    lr: float = setting(3.0e-3, "Peak learning rate of AdamW.", gt=0)
     decay: Literal["cosine", "constant"] = setting(
         "cosine",
         "Course of the learning rate: cosine falls to zero, constant is as in the reference code.",
@@ -425,7 +425,7 @@ class Sampling(Group):
         1.0, "Scale of classifier-free guidance; 1 needs no second pass.", ge=0
     )
     control_guidance: float = setting(
-        1.0,
+        2.0,
         "Scale of guidance by the mask: the prediction without control + scale x the difference; 1 "
         "needs no further pass.",
         ge=0,
@@ -492,7 +492,7 @@ class Pix2PixHD(Group):
     )
     resize: bool = setting(
         True,
-        "Whether Pix2PixHD, too, has nearest upsampling and convolution in place of transposed "
+        "Whether Pix2PixHD, too, has bilinear upsampling and convolution in place of transposed "
         "convolutions, which leave a checkerboard; Pix2PixHD+ always has.",
     )
     noise: int = setting(

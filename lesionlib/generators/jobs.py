@@ -95,7 +95,10 @@ class ControlNetTraining:
         code = (controlnet.new, controlnet.train, examples)
         self.weights = Artefact(self.target / controlnet.WEIGHTS, code, groups, inputs)
         code = (validation.validator, base.PatchAutoencoder, reference.ReferenceSegmenter)
-        groups = {"validation": dict(settings.validation), "sampling": dict(self._sampling())}
+        groups = {
+            "validation": dict(settings.validation),
+            "sampling": self._sampling().determining(),
+        }
         segmenter = self.run / "models" / "reference_segmenter" / "model.safetensors"
         part = self.study.part("S-val")
         inputs = {"weights": self.weights.digest, "segmenter": file_digest(segmenter)}
@@ -103,10 +106,10 @@ class ControlNetTraining:
         self.log = Artefact(self.folder / "validations.csv", code, groups, inputs)
 
     def _sampling(self) -> Sampling:
-        settings = self.settings
-        return Sampling(
-            ddim_steps=settings.sampling.ddim_steps, sample_seed=settings.training.generator_seed
-        )
+        """Empty prompts, and the seed of the training; otherwise as images are sampled."""
+        seed = self.settings.training.generator_seed
+        changed = {"sample_seed": seed, "guidance": 1.0, "ddim_eta": 0.0}
+        return self.settings.sampling.model_copy(update=changed)
 
     def _validator(self, controlled):
         part, settings = self.study.part("S-val"), self.settings

@@ -6,7 +6,7 @@ conditional GANs" (arXiv 1711.11585). Reference implementation: github.com/NVIDI
 names of its checkpoints, so that weights can be exchanged in both directions. Instance
 normalisation has neither weights nor state.
 
-Pix2PixHD+ is ours, not the paper's: the same training with nearest upsampling and convolution in
+Pix2PixHD+ is ours, not the paper's: the same training with bilinear upsampling and convolution in
 place of transposed convolutions (Odena et al. 2016, "Deconvolution and checkerboard artifacts"),
 spectral instead of instance normalisation in the discriminators (Miyato et al. 2018, arXiv
 1802.05957), and noise, so that one mask has many images, with the mode-seeking term of Mao et al.
@@ -92,7 +92,7 @@ def _double(c, resize=False, noise=0):  # (B, c, H, W) to (B, c/2, 2H, 2W)
     conv = nn.ConvTranspose2d(c, c // 2, 3, stride=2, padding=1, output_padding=1)
     if resize:
         convolution = nn.Conv2d(c, c // 2, 3, padding=1, padding_mode="reflect")
-        conv = nn.Sequential(nn.Upsample(scale_factor=2), convolution)
+        conv = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), convolution)
     return [conv, *_norm_relu(c // 2, noise)]
 
 
@@ -132,7 +132,8 @@ class GlobalGenerator(nn.Module):
     `n_downsample` halvings, `n_blocks` residual blocks, as many doublings; `base_channels` at
     full resolution, doubled at every halving. H and W: multiples of 2 ** n_downsample, not the
     first. 182,443,267 parameters for three channels and the defaults. Of Pix2PixHD+: `resize`
-    (nearest upsampling and convolution) and `noise`, the number of values (B, noise) that it takes.
+    (bilinear upsampling and convolution) and `noise`, the number of values (B, noise) that it
+    takes.
     """
 
     def __init__(

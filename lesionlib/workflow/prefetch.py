@@ -53,7 +53,7 @@ def downloads(settings: Settings) -> list:
     needed = []
     if settings.data.source == "isic":
         needed.append((fetch_isic, [resolve(settings.data.isic_root)]))
-    if settings.base.model:
+    if settings.base.model not in ("", "small"):
         needed.append((fetch_base_model, [settings.base.model]))
     if settings.pix2pixhd.vgg == "download":
         needed.append((fetch_torchvision_weights, ["VGG19_Weights", "weights of the VGG loss"]))
