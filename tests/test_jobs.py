@@ -164,3 +164,34 @@ def test_both_rows_of_pix2pixhd_are_trained_anew_when_what_they_read_changes(run
     assert all(warped[name] > noisier[name] for name in noisier)
     for name in warped:
         assert jobs.sets.remark(run, name) == "perceptual loss: none; resize convolutions"
+
+
+def test_further_seeds_train_and_generate_beside_the_first_and_outdate_nothing(run, monkeypatch):
+    monkeypatch.setattr(
+        jobs.conditions, "load", lambda run: (pairs(3)[1], ["a nevus"] * 3, "fingerprint")
+    )
+    before = work(run)
+    seeds = SETTINGS.training.model_copy(update={"generator_seeds": [0, 5]})
+    settings = SETTINGS.model_copy(update={"training": seeds})
+    pipe = jobs.prepare_base(run, settings)
+
+    def further():
+        jobs.further_controlnets(run, settings, pipe)
+        for plus in (False, True):
+            jobs.further_pix2pixhds(run, settings, plus)
+        return {path: path.stat().st_mtime_ns for path in run.glob("*/*_seed5/*/*.png")}
+
+    made = further()
+    names = ("controlnet", "pix2pixhd", "pix2pixhd_plus")
+    for name in names:
+        folder = run / "generated" / f"{name}_seed5" / "images"
+        assert len(list(folder.glob("*.png"))) == 4
+        assert len(list((run / "synthetic" / f"{name}_seed5" / "images").glob("*.png"))) == 3
+    after = work(run, settings)
+    assert all(after[kind].items() >= times.items() for kind, times in before.items())
+    assert further() == made
+    first, other = (
+        (run / "models" / name / controlnet.WEIGHTS).read_bytes()
+        for name in ("controlnet", "controlnet_seed5")
+    )
+    assert first != other

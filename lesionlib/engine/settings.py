@@ -252,7 +252,7 @@ class Reference(Group):
         unit="channels",
         min_length=1,
     )
-    steps: int = setting(600, "Length of its training.", unit="optimiser steps", ge=1)
+    steps: int = setting(450, "Length of its training.", unit="optimiser steps", ge=1)
     batch: int = setting(16, "Images per training step.", unit="images", ge=1)
     lr: float = setting(3.0e-3, "Learning rate of Adam, with cosine decay.", gt=0)
     precision: Literal["auto", "no", "bf16"] = setting(
@@ -417,7 +417,7 @@ class Validation(Group):
 class Sampling(Group):
     """Sampling of the diffusion models (notebook 03)."""
 
-    ddim_steps: int = setting(20, "Number of DDIM steps.", unit="steps", ge=1)
+    ddim_steps: int = setting(12, "Number of DDIM steps.", unit="steps", ge=1)
     ddim_eta: float = setting(
         0.0, "Noise in each DDIM step: 0 is deterministic, 1 is as much as DDPM.", ge=0, le=1
     )
@@ -442,7 +442,7 @@ class Sampling(Group):
         3.0, "Guidance of the images that are generated to test prompts.", ge=0
     )
     prompt_samples: int = setting(
-        12, "Images of each label that the attribute classifier tests.", unit="images", ge=1
+        10, "Images of each label that the attribute classifier tests.", unit="images", ge=1
     )
 
 
@@ -451,7 +451,7 @@ class Classifier(Group):
 
     prefix: ClassVar[str] = "classifier_"
     steps: int = setting(
-        150, "Length of its training, on 32 real images per step.", unit="optimiser steps", ge=1
+        100, "Length of its training, on 32 real images per step.", unit="optimiser steps", ge=1
     )
 
 
