@@ -34,7 +34,7 @@ SEGMENTATION = {"reference segmenter", "cells", "02_masks", "06_segmentation"}
 EDITS = {
     "decoding": ("data/decoding.py", "grey", {"pixels", "01_data"}),
     "mask recipe": ("masks/recipe.py", "blurred", {"02_masks", "03_controlnet"}),
-    "loss of the base": ("generators/base.py", "Denoiser.forward", {"base", "03_controlnet"}),
+    "loss of the base": ("generators/base.py", "Denoiser.forward", {"03_controlnet"}),
     "loss of the ControlNet": (
         "generators/controlnet.py",
         "train",
@@ -54,7 +54,7 @@ EDITS = {
     "measure of segmentation": (
         "segmentation/measures.py",
         "boundary",
-        {"cells", "05_image_quality", "06_segmentation"},
+        {"cells", "02_masks", "05_image_quality", "06_segmentation"},
     ),
     "measure of images": ("evaluation/quality.py", "ssim", {"05_image_quality"}),
     "retry of a download": ("data/download.py", "download", set()),
@@ -68,9 +68,8 @@ def kind(name: str) -> str:
     if folder in ("generated", "synthetic"):
         maker = rest.partition("/")[0]
         external, gan = "pairs of external generators", "images of Pix2PixHD"
-        return {"gan": external, "pix2pixhd": gan}.get(
-            maker, min(IMAGES, key=lambda x: "its" not in x)
-        )
+        makers = {"gan": external, "pix2pixhd": gan, "pix2pixhd_plus": gan}
+        return makers.get(maker, min(IMAGES, key=lambda x: "its" not in x))
     named = {
         "checkpoints/cells": "cells",
         "checkpoints/pixels": "pixels",
@@ -104,7 +103,7 @@ def edited(source: str, function: str) -> str:
 def copy(finished, tmp_path_factory):
     """A copy of the repository that may be edited, with the finished run in it."""
     root = tmp_path_factory.mktemp("copy")
-    for name in ("lesionlib", "notebooks", "config", "profiles"):
+    for name in ("lesionlib", "notebooks", "config", "profiles", "models"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "CITATION.cff"):
         shutil.copy2(ROOT / name, root / name)
@@ -225,7 +224,7 @@ GLOBS = {
 
 def test_edited_sampling_remakes_every_image_and_no_weight(followed):
     (before, _), (after, _) = followed
-    assert before["weights"] == after["weights"] and len(before["weights"]) >= 6
+    assert before["weights"] == after["weights"] and len(before["weights"]) >= 5
     assert set(before["images"]) == set(after["images"]) and len(before["images"]) > 60
     assert not [name for name, image in before["images"].items() if after["images"][name] == image]
 

@@ -22,13 +22,14 @@ from lesionlib.data import phantom
 from lesionlib.engine import files
 from lesionlib.engine import settings as config
 from lesionlib.engine.files import ROOT
+from lesionlib.evaluation.fidelity import KINDS
 from lesionlib.generators import jobs as processes
 from lesionlib.masks import conditions
 from lesionlib.report import notebooks, pages
 from lesionlib.segmentation.grid import Cell, jobs, planned_cells
 
 pytestmark = pytest.mark.study
-MAKERS = ("controlnet", "pix2pixhd", "gan")
+MAKERS = ("controlnet", "pix2pixhd", "pix2pixhd_plus", "gan")
 
 
 def finite(frame):
@@ -60,7 +61,11 @@ def test_image_quality_has_a_row_per_image_and_method_in_range(finished):
     offset = quality["psnr_255"] - quality["psnr_1"]
     assert np.allclose(offset, 48.1308, atol=1e-3)
     assert np.allclose(quality["psnr_1"], -10 * np.log10(quality["mse"]), atol=1e-3)
-    assert set(table("table1")["method"]) == set(MAKERS) and finite(table("table1"))
+    means = table("table1")
+    assert set(means["method"]) == set(MAKERS) and (means["seeds"] == 1).all()
+    spreads = [name for name in means if name.endswith("_sd")]
+    assert finite(means.drop(columns=spreads)) and means[spreads].isna().all(None)
+    assert set(table("image_claims")["verdict"]) == {"not tested"}
     assert len(table("image_claims")) == 3
 
 
@@ -105,6 +110,15 @@ def test_mask_fidelity_has_ceiling_and_chance(finished):
     fidelity = table("mask_fidelity")
     assert set(fidelity["images"]) == {"real", "base", *MAKERS}
     assert finite(fidelity) and fidelity["dice"].between(0, 1).all()
+    both = {(images, masks) for images in ("real", *MAKERS) for masks in KINDS}
+    summary = table("fidelity")
+    assert set(zip(summary["images"], summary["masks"], strict=True)) == both | {("base", KINDS[0])}
+    pairs = fidelity[fidelity["masks"] == KINDS[1]].groupby("images")["dice"].mean()
+    means = summary[summary["masks"] == KINDS[1]].set_index("images")["mean"]
+    assert np.allclose(pairs.sort_index(), means.sort_index())
+    for maker in MAKERS[:3]:  # one quantity, one value, wherever it stands
+        manifest = pd.read_csv(RUN / "synthetic" / maker / "manifest.csv")
+        assert manifest["mask_fidelity"].mean() == pytest.approx(means[maker], abs=1e-4)
 
 
 def test_report_and_figures_are_whole_and_offline(finished):
@@ -169,7 +183,7 @@ def test_a_file_of_the_run_says_what_is_behind_it(finished):
     for path, maker in (
         ("figures/figure3.png", "07_figures"),
         ("synthetic/controlnet/images/000000.png", "03_controlnet"),
-        ("models/base/unet/diffusion_pytorch_model.safetensors", "03_control"),
+        ("models/controlnet/diffusion_pytorch_model.safetensors", "03_control"),
     ):
         assert f"made by {maker}" in run_all("--why", RUN / path).stdout, path
     process = run_all("--why", ROOT / "README.md")
