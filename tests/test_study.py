@@ -412,7 +412,8 @@ def test_sampling_in_shards_changes_no_image(finished, tmp_path, monkeypatch):
             state = type("State", (), {"process_index": index, "num_processes": number})
             monkeypatch.setattr(accelerate, "PartialState", state)
             before = len(list(tmp_path.glob(f"{number}/images/*.png")))
-            processes.sample_job(RUN, own, str(tmp_path / str(number)), str(path), prompts, True)
+            target = RUN, own, str(tmp_path / str(number))
+            processes.sample_job(*target, str(path), prompts, "controlnet")
             assert len(list(tmp_path.glob(f"{number}/images/*.png"))) > before
     one, two = (sorted((tmp_path / str(n)).rglob("*.png")) for n in (1, 2))
     assert len(one) == len(two) == 2 * len(masks)

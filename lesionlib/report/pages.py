@@ -178,7 +178,8 @@ def fidelity_table(folder) -> pd.DataFrame:
             wide[f"{masks}: with a distractor"] = groups["distractors"].agg(
                 lambda number: (number > 0).mean()
             )
-    found = pd.DataFrame(wide).reindex(rows["images"].unique()).round(3)
+    found = pd.DataFrame(wide).reindex(rows["images"].unique())
+    found = found.map(lambda x: "" if np.isnan(x) else f"{x:.3f}")  # the base has no pairs
     found = found.rename(index=lambda name: "real images (ceiling)" if name == "real" else name)
     return found.rename(index=display_name).rename_axis("images").reset_index()
 
