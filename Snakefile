@@ -184,6 +184,7 @@ rule controlnet:
         code=code("03_controlnet"),
         values=values("03_controlnet"),
         settings=groups("03_controlnet"),
+        ablation=files_state("config/ablation"),
         base=files_state(settings.base.path),
     threads: jobs_of_run.threads
     resources:
@@ -209,6 +210,7 @@ rule pix2pixhd:
         code=code("04_pix2pixhd"),
         values=values("04_pix2pixhd"),
         settings=groups("04_pix2pixhd"),
+        ablation=files_state("config/ablation"),
         weights=files_state(settings.pix2pixhd.vgg),
     threads: jobs_of_run.threads
     resources:
