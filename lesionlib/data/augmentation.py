@@ -2,7 +2,7 @@
 
 Real lesions are large and central, the masks of the paper's recipe small and anywhere. A network
 that has seen real images in place only has never seen what it is asked to paint, or to segment.
-The paper is silent about augmentation; `augmented` names the trainings that use it.
+The paper is silent about augmentation; `augment_trainings` names those that use it.
 
 A warp is an affine matrix (2, 3) in coordinates that span the square from -1 to 1, so that one
 matrix serves images, masks and every resolution. Border pixels are mirrored.
@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from lesionlib.data import prompts
-from lesionlib.data.dataset import shrunk
+from lesionlib.data.dataset import shrunk_masks
 from lesionlib.engine.settings import Augmentation, Data
 from lesionlib.engine.training import generator_at
 
@@ -58,7 +58,7 @@ def single(masks: np.ndarray, settings: Augmentation, draw: torch.Generator) -> 
     Of TRIES draws for each of `masks` (n, S, S), the first with the fewest lesion regions.
     """
     tries = [drawn(len(masks), settings, draw) for _ in range(TRIES)]
-    small = shrunk(np.float32(masks), min(COARSE, masks.shape[1])) > 0.5
+    small = shrunk_masks(masks, min(COARSE, masks.shape[1]))
     counts = [[_regions(mask) for mask in warp_masks(small, matrices)] for matrices in tries]
     best = torch.tensor(np.argmin(counts, axis=0))
     return torch.stack(tries)[best, torch.arange(len(masks))]

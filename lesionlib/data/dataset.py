@@ -148,6 +148,11 @@ def shrunk(pictures: np.ndarray, size: int) -> np.ndarray:
     return np.stack([cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA) for x in pictures])
 
 
+def shrunk_masks(masks: np.ndarray, size: int) -> np.ndarray:
+    """Masks (N, S, S) of 0 and 1, resized to (N, size, size) by area averaging."""
+    return (shrunk(np.float32(masks), size) > 0.5).astype(np.uint8)
+
+
 def resized(images: np.ndarray, masks: np.ndarray, size: int):
     """Images (N, S, S, 3) and masks (N, S, S) of 0 and 1, resized to `size` by area averaging."""
-    return shrunk(images, size), (shrunk(np.float32(masks), size) > 0.5).astype(np.uint8)
+    return shrunk(images, size), shrunk_masks(masks, size)

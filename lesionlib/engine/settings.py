@@ -234,8 +234,9 @@ class Augmentation(Group):
         """What determines the warps of a training; nothing if it sees orientations only."""
         if training not in self.trainings:
             return {}
-        values = self.determining()
-        return {name: value for name, value in values.items() if name != "trainings"}
+        kept = training in ("base", "controlnet")  # the others draw anew at every step
+        unread = {"trainings"} if kept else {"trainings", "variants"}
+        return {name: value for name, value in self.determining().items() if name not in unread}
 
 
 class Reference(Group):

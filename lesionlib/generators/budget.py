@@ -1,4 +1,4 @@
-"""The budget of the generators: how many images each sees in its training, equal by default."""
+"""The budget of the generators: how many images each sees in its training."""
 
 import pandas as pd
 

@@ -280,9 +280,8 @@ def prepare_pix2pixhd(run, settings, plus: bool = False, name: str = "", **facts
     target, vgg = folder / "models" / name, pix2pixhd.vgg_loss_or_none(options.vgg)
     values = {key: getattr(settings.training, key) for key in ("generator_seed", "precision")}
     values |= options.determining() | {"augmentation": settings.augmentation.applied("pix2pixhd")}
-    unread = (
-        {"vgg", "resize"} if plus else {"vgg", "noise", "diversity"}
-    )  # the digest of `vgg` is an input
+    # `vgg` is read as the digest of its weights, an input
+    unread = {"vgg", "resize"} if plus else {"vgg", "noise", "diversity"}
     values = {"plus": plus} | {key: x for key, x in values.items() if key not in unread}
     inputs = {"G": digest(part.images, part.masks), "vgg": base.weights_digest(vgg) if vgg else ""}
     weights = Artefact(target / "model.safetensors", (pix2pixhd.train,), values, inputs)

@@ -46,12 +46,7 @@ class ReferenceSegmenter:
 
     def __call__(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Dice (N,) of its prediction on images (N, S, S, 3) with masks (N, S, S)."""
-        return measures.dice(self.predictions(images), shrunk_masks(masks, self.size))
-
-
-def shrunk_masks(masks: np.ndarray, size: int) -> np.ndarray:
-    """Masks (N, S, S) of 0 and 1 at another size, by area averaging."""
-    return (dataset.shrunk(np.float32(masks), size) > 0.5).astype(np.uint8)
+        return measures.dice(self.predictions(images), dataset.shrunk_masks(masks, self.size))
 
 
 def fidelity(segmenter: ReferenceSegmenter, images, masks, distractor: float) -> pd.DataFrame:
@@ -62,7 +57,7 @@ def fidelity(segmenter: ReferenceSegmenter, images, masks, distractor: float) ->
     for a single image); distractors, the number of predicted regions that do not touch the mask
     and cover at least `distractor` of the image; size, the lesion's in words.
     """
-    found, small = segmenter.predictions(images), shrunk_masks(masks, segmenter.size)
+    found, small = segmenter.predictions(images), dataset.shrunk_masks(masks, segmenter.size)
     others = [np.roll(small, shift, axis=0) for shift in range(1, min(SHIFTS + 1, len(small)))]
     chance = [measures.dice(found, other) for other in others]
     pairs = list(zip(found.astype(bool), small.astype(bool), strict=True))
@@ -97,7 +92,7 @@ def moved_onto(images, masks, targets, seed: int) -> tuple[np.ndarray, np.ndarra
     that are mirrored into the picture all the same are part of these.
     """
     draw, n, side = generator_at(seed, 0), len(targets), masks.shape[1]
-    coarse = dataset.shrunk(np.float32(masks), min(COARSE, side)) > 0.5
+    coarse = dataset.shrunk_masks(masks, min(COARSE, side))
     usable = torch.from_numpy(np.flatnonzero(masks.any((1, 2))))
     wanted, best = targets.mean((1, 2)), np.full(n, np.inf)
     rows, matrices = np.zeros(n, int), torch.zeros(n, 2, 3)
