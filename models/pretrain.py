@@ -9,6 +9,10 @@ study; in the other half the lesion is small and anywhere, as under the paper's 
 Image and mask are warped (`augmentation.single`), prompts come from the whole grammar, and every
 step has one of three resolutions.
 
+First the text encoder learns to tell which prompt belongs to which image (`contrast`; Radford et
+al. 2021: that of Stable Diffusion is also a CLIP's), then it is locked and the UNet is trained.
+Without this the UNet learns to ignore prompts, whose random embeddings are only noise to it.
+
 A producer process paints the stream ahead of the training. The images of a step depend on the step
 alone, so an interrupted run continues as if nothing had happened; run it again with the same
 arguments. `validations.csv` in the work folder holds KID to held-out procedural images.
@@ -28,7 +32,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import timm
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from lesionlib.data import augmentation, phantom, prompts
 from lesionlib.data.catalogue import DIAGNOSES
@@ -48,10 +55,11 @@ TARGET = ROOT / "models" / "small"
 SIDE = 128  # pixels at which the stream is kept
 SHARD, FIRST, WINDOW, EVERY = 256, 4, 48, 150  # images; shards at the start, at most; steps for one
 SIZES = {64: (0.7, 32), 32: (0.1, 64), 128: (0.2, 8)}  # share of the steps, and batch, by side
+CONTRAST = {32: (1.0, 128)}  # the same for the text encoder's training
 HELD_OUT = 512  # images that are never trained on
-DROPOUT = 0.2  # share of empty prompts
+DROPOUT, DETAIL = 0.1, 0.5  # shares of empty prompts, and of prompts with each of `prompts.DETAILS`
 EMA = 0.999  # decay of the moving average of the weights
-MODEL = Base(model="", channels=[64, 96, 128], text_tokens=56)
+MODEL = Base(model="", text_width=128, text_pooled=True, text_tokens=56)
 WARPS = Augmentation()
 SITES = (*phantom.SITES, "lateral torso", "palms/soles", "oral/genital")  # of ISIC
 
@@ -123,27 +131,27 @@ def window(step: int) -> range:
     return range(max(0, last - WINDOW), last)
 
 
-def sentence(labels: dict, mask: np.ndarray, rng) -> str:
-    """A random prompt of the grammar for an image; a share DROPOUT is empty."""
-    if rng.random() < DROPOUT:
+def sentence(labels: dict, mask: np.ndarray, rng, dropout: float = DROPOUT) -> str:
+    """A random prompt of the grammar for an image; a share `dropout` is empty."""
+    if rng.random() < dropout:
         return ""
-    details = [name for name in prompts.DETAILS if rng.random() < 0.25]
+    details = [name for name in prompts.DETAILS if rng.random() < DETAIL]
     return prompts.prompt(labels, "diagnosis" if rng.random() < 0.1 else "full", details, mask)
 
 
-def batch_of(folder: Path, step: int):
-    """Images (B, S, S, 3), and their prompts, of a step."""
-    rng, shards = np.random.default_rng([SEED, step]), window(step)
-    sides = list(SIZES)
-    size = int(rng.choice(sides, p=[SIZES[side][0] for side in sides]))
-    rows = rng.integers(len(shards) * SHARD, size=SIZES[size][1])
+def batch_of(folder: Path, step: int, sizes: dict | None = None, dropout: float = DROPOUT):
+    """Images (B, S, S, 3), and their prompts, of a step; `sizes` as SIZES."""
+    sizes = sizes or SIZES
+    rng, shards, sides = np.random.default_rng([SEED, step, len(sizes)]), window(step), list(sizes)
+    size = int(rng.choice(sides, p=[sizes[side][0] for side in sides]))
+    rows = rng.integers(len(shards) * SHARD, size=sizes[size][1])
     chosen = [(shard(folder, shards[row // SHARD]), row % SHARD) for row in rows]
     images, masks = (np.stack([part[k][i] for part, i in chosen]) for k in (0, 1))
     images, masks = resized(images, masks, size)
     matrices = augmentation.single(masks, WARPS, generator_at(SEED, step))
     masks = augmentation.warp_masks(masks, matrices)
     labels = [part[2][i] for part, i in chosen]
-    texts = [sentence(row, mask, rng) for row, mask in zip(labels, masks, strict=True)]
+    texts = [sentence(row, mask, rng, dropout) for row, mask in zip(labels, masks, strict=True)]
     return augmentation.warp_images(images, matrices), texts
 
 
@@ -161,11 +169,59 @@ def vocabulary() -> list[str]:
     return found
 
 
+class Pairing(nn.Module):
+    """A text encoder, and an image encoder that tells which prompt is that of an image."""
+
+    def __init__(self, text_encoder):
+        super().__init__()
+        self.text_encoder, width = text_encoder, text_encoder.config.hidden_size
+        self.image_encoder = timm.create_model("resnet10t", num_classes=width)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # as CLIP
+
+    def forward(self, images, ids):
+        """Similarities (B, B) of images (B, 3, S, S) and of prompts, as token ids (B, T)."""
+        seen = F.normalize(self.image_encoder(images).float(), dim=1)
+        read = F.normalize(self.text_encoder(ids).pooler_output.float(), dim=1)
+        return self.log_scale.exp().clamp(max=100) * seen @ read.T
+
+
+def contrast(pipe, work: Path, steps: int, record: dict):
+    """Train the text encoder of a pipeline (Radford et al. 2021), then lock it."""
+    stream, folder = work / "stream", work / "text_encoder"
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(SEED)
+
+    def loss_at(model, step):
+        images, texts = batch_of(stream, step, CONTRAST, dropout=0.0)
+        similarity = model(base.pixels(images), base.token_ids(pipe, texts))
+        own = torch.arange(len(texts))
+        return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+
+    plan = Schedule(steps, 1e-3, warmup=min(100, steps // 4), precision="auto")
+    fit(Pairing(pipe.text_encoder), loss_at, folder, plan, record, desc="text encoder")
+    pipe.text_encoder.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def prompt_gain(pipe, images: np.ndarray, texts: list[str]) -> float:
+    """By which share the denoising loss rises if each image (N, S, S, 3) has another's prompt."""
+    z, ids = base.encode(pipe, images), base.token_ids(pipe, texts)
+    noise, losses = torch.randn(z.shape, generator=generator_at(SEED, 0)), []
+    for order in (torch.arange(len(ids)), torch.arange(len(ids)).roll(1)):
+        text = pipe.text_encoder(ids[order])[0]
+        for step in (200, 500, 800, 950):
+            t = torch.full((len(z),), step)
+            noisy, target = base.diffused(pipe.scheduler, z, noise, t)
+            losses.append(F.mse_loss(pipe.unet(noisy, t, text).sample, target).item())
+    return sum(losses[4:]) / sum(losses[:4]) - 1
+
+
 def validator(pipe, folder: Path):
-    """A function of the step that returns KID to the held-out images, and keeps samples."""
+    """A function of the step: KID to the held-out images and `prompt_gain`; it keeps samples."""
     images, masks, labels = shard(folder, -1)
-    real = resized(images, masks, 64)[0]
+    real, small = resized(images, masks, 64)
     rng, model = np.random.default_rng(SEED), distribution.imagenet_model()
+    told = [sentence(row, mask, rng, 0.0) for row, mask in zip(labels[:256], small, strict=False)]
     texts = [prompts.prompt(row) if rng.random() < 0.5 else "" for row in labels[: len(real) // 2]]
     known = distribution.imagenet_features(model, real)
     settings, empty = Sampling(ddim_steps=15, sample_seed=SEED, guidance=1.0), masks[: len(texts)]
@@ -179,19 +235,25 @@ def validator(pipe, folder: Path):
         cv2.imwrite(str(folder.parent / f"samples_{step:06d}.png"), sheet[..., ::-1])
         features = distribution.imagenet_features(model, made)
         mean, sd = distribution.kid(features, known, size=len(features) // 2)
-        return {"kid": mean, "kid_sd": sd}
+        gain = prompt_gain(pipe, real[: len(told)], told)
+        return {"kid": mean, "kid_sd": sd, "prompt_gain": gain}
 
     return validate
 
 
 def untrained(work: Path, steps: int):
-    """The pipeline before its training, both parts of it that are trained, and the record."""
+    """The pipeline before its training, its UNet with the text encoder, and the record."""
     images = np.concatenate([shard(work / "stream", n)[0] for n in range(FIRST)])
     first = resized(images, np.zeros(images.shape[:3]), 64)[0]
     pipe = base.new(first, vocabulary(), work, MODEL, SEED)
     pipe.unet.to(memory_format=torch.channels_last)
-    model = base.Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True)
+    model = base.Denoiser(pipe.unet.requires_grad_(True), pipe.text_encoder)
     return pipe, model, {"steps": steps, "seed": SEED, "stream": digest(first)}
+
+
+def text_steps(steps: int) -> int:
+    """Steps of the text encoder's training beside `steps` of the UNet's."""
+    return max(1, steps // 8)
 
 
 def so_far(work: Path, steps: int):
@@ -200,7 +262,8 @@ def so_far(work: Path, steps: int):
     state = load_checkpoint(work / "checkpoint.pt", record)
     if state is None:
         raise InputError(work / "checkpoint.pt", "no checkpoint of this training", "start it first")
-    average = Average(list(model.parameters()), EMA)
+    contrast(pipe, work, text_steps(steps), record)  # trained before: this loads it
+    average = Average([p for p in model.parameters() if p.requires_grad], EMA)
     average.load(state["average"])
     average.finish()
     return pipe, state["step"]
@@ -209,6 +272,7 @@ def so_far(work: Path, steps: int):
 def train(work: Path, steps: int):
     """The pretrained pipeline; the stream lies in work/stream."""
     stream, (pipe, model, record) = work / "stream", untrained(work, steps)
+    contrast(pipe, work, text_steps(steps), record)
 
     def loss_at(model, step):
         images, texts = batch_of(stream, step)
@@ -239,6 +303,8 @@ def publish(pipe, work: Path, steps: int, done: int):
         first=first["kid"],
         first_step=int(first["step"]),
         last=last["kid"],
+        gain=last["prompt_gain"],
+        text=text_steps(steps),
         command=f"python -m models.pretrain --steps {steps}",
     )
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):

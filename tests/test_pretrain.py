@@ -1,8 +1,11 @@
 """The base that comes with the repository, and the script that makes it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lesionlib.data import phantom
 from lesionlib.engine import settings as presets
@@ -18,6 +21,9 @@ def stream(tmp_path, monkeypatch):
     for name, value in {"SHARD": 6, "FIRST": 1, "EVERY": 2, "HELD_OUT": 8}.items():
         monkeypatch.setattr(pretrain, name, value)
     monkeypatch.setattr(pretrain, "SIZES", {64: (0.4, 4), 32: (0.3, 4), 128: (0.3, 2)})
+    monkeypatch.setattr(pretrain, "CONTRAST", {32: (1.0, 6)})
+    narrow = pretrain.MODEL.model_copy(update={"channels": [16, 16, 32], "text_width": 64})
+    monkeypatch.setattr(pretrain, "MODEL", narrow)
     pretrain.shard.cache_clear()
     for number in range(-1, 2):
         pretrain.make_shard(tmp_path / "stream", number)
@@ -64,11 +70,49 @@ def test_a_step_depends_on_its_number_alone_and_prompts_describe_the_warped_lesi
     assert any("upper left" in text for text in said) and not any("centre" in text for text in said)
 
 
+def test_the_text_encoder_learns_which_prompt_is_that_of_an_image_and_is_locked(
+    stream, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pretrain, "EVERY", 1000)  # no further shards
+    pipe, _, record = pretrain.untrained(tmp_path, 2)
+    before = base.weights_digest(pipe.text_encoder)
+    pretrain.contrast(pipe, tmp_path, 50, record)
+    losses = pd.read_csv(tmp_path / "text_encoder" / "log.csv")["loss"]
+    assert losses.iloc[-1] < 0.7 * losses.iloc[0]
+    assert not any(p.requires_grad for p in pipe.text_encoder.parameters())
+    again, _, _ = pretrain.untrained(tmp_path, 2)
+    assert base.weights_digest(again.text_encoder) == before
+    pretrain.contrast(again, tmp_path, 50, record)  # loads what the first has learnt
+    after = base.weights_digest(pipe.text_encoder)
+    assert base.weights_digest(again.text_encoder) == after != before
+
+
+def test_prompt_gain_is_what_the_right_prompt_is_worth(stream, tmp_path):
+    pipe, _, _ = pretrain.untrained(tmp_path, 2)
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    images[1] = 200
+    texts = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma"]
+    codes = pipe.text_encoder(base.token_ids(pipe, texts))[0]
+    clean = base.encode(pipe, images)
+
+    def reads(noisy, t, text):  # denoises towards the image that the prompt names, with an error
+        named = [int((code - codes).square().flatten(1).sum(1).argmin()) for code in text]
+        alpha = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noise = (noisy - alpha.sqrt() * clean[named]) / (1 - alpha).sqrt()
+        return SimpleNamespace(sample=alpha.sqrt() * noise - (1 - alpha).sqrt() * clean[named] + 1)
+
+    def deaf(noisy, t, text):
+        return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    pipe.unet = reads
+    assert pretrain.prompt_gain(pipe, images, texts) > 0.1
+    assert pretrain.prompt_gain(pipe, images, texts[:1] * 2) == 0
+    pipe.unet = deaf
+    assert pretrain.prompt_gain(pipe, images, texts) == 0
+
+
 def test_training_publishes_a_base_that_loads(stream, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "TARGET", tmp_path / "small")
-    monkeypatch.setattr(
-        pretrain, "MODEL", pretrain.MODEL.model_copy(update={"channels": [16, 16, 32]})
-    )
     pipe = pretrain.train(tmp_path, 2)
     pretrain.publish(pipe, tmp_path, 2, 2)
     half, done = pretrain.so_far(tmp_path, 2)

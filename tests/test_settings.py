@@ -120,6 +120,11 @@ def test_wrong_settings_are_named(key, value, said):
         ),
         ({"base_model": "", "base_channels": [48, 64, 90]}, "base_channels", "multiples of 8"),
         ({"base_model": "", "base_text_width": 66}, "base_text_width", "a multiple of 4"),
+        (
+            {"base_model": "", "base_text_pooled": True, "base_text_width": 96},
+            "base_text_width",
+            "a multiple of 64 where base_text_pooled is set",
+        ),
         ({"base_model": "", "base_latent_channels": 49}, "base_latent_channels", "at most 48"),
         ({"image_size": 72}, "image_size", "multiple of 16 for the base small"),
         (

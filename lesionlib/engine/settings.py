@@ -316,6 +316,9 @@ class Base(Group):
     text_width: int = setting(
         64, "Width of the text encoder (a multiple of 4).", unit="channels", ge=1
     )
+    text_pooled: bool = setting(
+        False, "Whether the pooled prompt is also added to the embedding of the timestep."
+    )
     text_tokens: int = setting(
         77, "Length to which its prompts are padded; longer ones are rejected.", unit="tokens", ge=2
     )
@@ -730,7 +733,9 @@ def _rules(settings: Settings, groups):
         yield wrong, "base_attention", base.attention, f"{levels} long, as base_channels is"
         wrong = any(width % 8 for width in base.channels)
         yield wrong, "base_channels", base.channels, "multiples of 8, for its normalisation"
-        yield base.text_width % 4, "base_text_width", base.text_width, "a multiple of 4"
+        unit, reason = (64, " where base_text_pooled is set") if base.text_pooled else (4, "")
+        multiple = f"a multiple of {unit}{reason}"
+        yield base.text_width % unit, "base_text_width", base.text_width, multiple
         most = 3 * base.patch**2
         limit = f"at most {most}, the number of values in a patch of base_patch pixels"
         yield base.latent_channels > most, "base_latent_channels", base.latent_channels, limit

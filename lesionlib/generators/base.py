@@ -321,6 +321,7 @@ def _unet(size: int, settings: Base) -> UNet2DConditionModel:
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1]),
         cross_attention_dim=settings.text_width,
+        addition_embed_type="text" if settings.text_pooled else None,  # as DeepFloyd IF
         attention_head_dim=4,
         norm_num_groups=8,
     )
