@@ -403,14 +403,14 @@ def test_plus_has_no_transposed_convolutions_and_bounded_critics():
     convolutions = [m for m in critic.modules() if isinstance(m, nn.Conv2d)]
     norms = [torch.linalg.matrix_norm(m.weight.flatten(1), 2).item() for m in convolutions]
     assert len(norms) == 10 and norms == pytest.approx([1.0] * 10, rel=0.02)
-    assert not any(isinstance(m, nn.InstanceNorm2d) for m in critic.modules())
     resized = networks(resize=True)
     assert list(resized[0].state_dict()) == [
         name for name in generator.state_dict() if "style" not in name
     ]
     plain = networks(resize=False)
     assert any(isinstance(m, nn.ConvTranspose2d) for m in plain[0].modules())
-    assert any(isinstance(m, nn.InstanceNorm2d) for m in plain[1].modules())
+    for both in (critic, plain[1]):
+        assert sum(isinstance(m, nn.InstanceNorm2d) for m in both.modules()) == 6
 
 
 @pytest.mark.parametrize("enhancers", [0, 1])
@@ -433,6 +433,38 @@ def test_plus_paints_one_mask_in_many_ways_that_depend_on_seed_and_number_alone(
     again = pix2pixhd.load(tmp_path / "model")
     assert again.config == generator.config and again.config["noise"] == 8
     assert (np.stack(list(pix2pixhd.generate(again, masks, batch=2))) == made).all()
+
+
+def test_colours_are_whitened_and_a_missing_region_has_the_mean_colour():
+    rng = np.random.default_rng(0)
+    masks = np.zeros((40, 8, 8), np.uint8)
+    masks[:, 2:5, 2:6] = 1
+    masks[0] = 0
+    images = np.where(masks[..., None] == 1, rng.integers(0, 120, (40, 1, 1, 3)), 0)
+    images = (images + rng.integers(0, 130, (40, 1, 1, 3))).astype(np.uint8)
+    found = pix2pixhd.Examples(images, masks).colours().numpy()
+    assert found.shape == (40, 6) and np.abs(found.mean(0)).max() < 1e-5
+    assert np.abs(found.T @ found / 40 - np.eye(6)).max() < 0.02
+    means = pix2pixhd._region_means(images[0], masks[0])
+    assert (means[:3] == means[3:]).all() and means[0] == images[0, 0, 0, 0]
+    means = pix2pixhd._region_means(images[1], masks[1])
+    assert (means == [*images[1, 0, 0], *images[1, 3, 3]]).all()
+
+
+def test_in_training_plus_is_told_the_colours_of_the_real_image(data, tmp_path, monkeypatch):
+    seen, gradients = [], pix2pixhd.gradients
+
+    def noting(*networks_and_batch, **more):
+        seen.append(networks_and_batch[-1])
+        return gradients(*networks_and_batch, **more)
+
+    monkeypatch.setattr(pix2pixhd, "gradients", noting)
+    train(data, tmp_path, plus=True, steps=2, batch=2)
+    colours = pix2pixhd.Examples(*data).colours()
+    for step, noise in enumerate(seen):
+        rows = loop.batch_at(step, 2, len(data[0]), 3)
+        assert torch.equal(noise[:2, :6], colours[rows])
+        assert noise.shape == (3, 8) and noise[:, 6:].unique().numel() == 6
 
 
 def test_resuming_plus_gives_the_same_bits(data, tmp_path, monkeypatch):

@@ -8,9 +8,11 @@ normalisation has neither weights nor state.
 
 Pix2PixHD+ is ours, not the paper's: the same training with bilinear upsampling and convolution in
 place of transposed convolutions (Odena et al. 2016, "Deconvolution and checkerboard artifacts"),
-spectral instead of instance normalisation in the discriminators (Miyato et al. 2018, arXiv
-1802.05957), and noise, so that one mask has many images, with the mode-seeking term of Mao et al.
-2019 (arXiv 1903.05628).
+spectral beside instance normalisation in the discriminators (Miyato et al. 2018, arXiv 1802.05957),
+and noise, so that one mask has many images, with the mode-seeking term of Mao et al. 2019 (arXiv
+1903.05628). In training part of the noise is what the real image tells: the colours of its skin and
+lesion. Otherwise the losses that compare with that image favour the mean colour for every noise.
+(The original's feature encoder, Sec. 3.4, serves the same end; the paper's baseline has none.)
 """
 
 import pickle
@@ -220,20 +222,14 @@ class MultiscaleDiscriminator(nn.Module):
 
     Returns one list per scale, full resolution first, with the outputs of all n_layers + 2
     layers, the last one the scores (B, 1, h, w). In the parameters' names, as in the reference,
-    scale 0 is the coarsest. 5,535,618 parameters for six channels and the defaults. Without
-    `normed` its layers are not normalised over an image, which hides colours (Pix2PixHD+).
+    scale 0 is the coarsest. 5,535,618 parameters for six channels and the defaults.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        base_channels: int = 64,
-        n_layers: int = 3,
-        n_scales: int = 2,
-        normed: bool = True,
+        self, in_channels: int, base_channels: int = 64, n_layers: int = 3, n_scales: int = 2
     ):
         super().__init__()
-        self.n_layers, self.n_scales, self.normed = n_layers, n_scales, normed
+        self.n_layers, self.n_scales = n_layers, n_scales
         for scale in range(n_scales):
             for i, layer in enumerate(self._layers(in_channels, base_channels)):
                 self.add_module(f"scale{scale}_layer{i}", layer)
@@ -242,7 +238,7 @@ class MultiscaleDiscriminator(nn.Module):
         widths = [min(base_channels * 2**i, WIDEST) for i in range(self.n_layers + 1)]
         for i, width in enumerate(widths):
             conv = nn.Conv2d(in_channels, width, 4, 1 if i == self.n_layers else 2, padding=2)
-            norm = [nn.InstanceNorm2d(width)] if i and self.normed else []
+            norm = [nn.InstanceNorm2d(width)] if i else []
             yield nn.Sequential(conv, *norm, nn.LeakyReLU(0.2, inplace=True))
             in_channels = width
         yield nn.Sequential(nn.Conv2d(in_channels, 1, 4, padding=2))
@@ -405,6 +401,18 @@ class Examples:
                 f"they are {masks.shape[1:]}"
             )
 
+    def colours(self) -> torch.Tensor:
+        """Mean colours of skin and lesion, whitened (N, 6): of mean 0 and unit covariance.
+
+        A region that an image does not have counts as of the image's mean colour.
+        """
+        pairs = zip(self.images, self.masks, strict=True)
+        means = np.stack([_region_means(image, mask) for image, mask in pairs])
+        means -= means.mean(axis=0)
+        covariance = means.T @ means / len(means) + np.eye(6)  # of squared grey levels
+        whitened = np.linalg.solve(np.linalg.cholesky(covariance), means.T).T
+        return torch.from_numpy(whitened).float()
+
     def resized(self, side: int) -> "Examples":
         """The same examples with images of another side."""
         images, masks = resized(self.images, self.masks, side)
@@ -426,6 +434,13 @@ class Examples:
         return pairs[:, :3] / 127.5 - 1, one_hot(pairs[:, 3] > 0.5)
 
 
+def _region_means(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean colours (6,) of the skin and the lesion of an image (S, S, 3) with its mask (S, S)."""
+    parts = (image[mask == region] for region in (0, 1))
+    means = [(part if len(part) else image.reshape(-1, 3)).mean(axis=0) for part in parts]
+    return np.concatenate(means)
+
+
 def networks(
     settings: Pix2PixHD, seed: int, plus: bool = False, n_enhancers: int = 0
 ) -> nn.ModuleList:
@@ -442,9 +457,7 @@ def networks(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scales = SCALES + n_enhancers
-        critic = MultiscaleDiscriminator(
-            5, settings.disc_channels, n_scales=scales, normed=not plus
-        )
+        critic = MultiscaleDiscriminator(5, settings.disc_channels, n_scales=scales)
         both = nn.ModuleList([kind(2, 3, *sizes, **extra), critic])
         for module in both.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -544,6 +557,7 @@ class Adversarial(Task):
         )
         self.fixed_steps = settings.fixed_steps if free else 0
         self.noise = both[0].config["noise"]
+        self.colours = data.colours()[:, : self.noise] if self.noise else None
         extra = ["g_vgg"] * (vgg is not None) + ["g_div"] * bool(self.noise)
         self.columns = ["d_real", "d_fake", "g_gan", "g_feat", *extra, "lr"]
 
@@ -571,7 +585,10 @@ class Adversarial(Task):
         noise = None
         if self.noise:
             draw = generator_at(seed + 1, step)  # not the numbers that warp the images
-            noise = torch.randn(batch + (batch + 1) // 2, self.noise, generator=draw).to(device())
+            noise = torch.randn(batch + (batch + 1) // 2, self.noise, generator=draw)
+            rows = batch_at(step, batch, len(self.data.images), seed)
+            noise[:batch, : self.colours.shape[1]] = self.colours[rows]
+            noise = noise.to(device())
         yield gradients(*self.model, real, condition, self.terms, noise)
 
     def update(self):
