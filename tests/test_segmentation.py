@@ -16,6 +16,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log
 from lesionlib.engine.settings import Evaluation, Segmentation
 from lesionlib.engine.training import Files
+from lesionlib.evaluation import distribution
 from lesionlib.segmentation import cells, measures, networks, training
 from lesionlib.segmentation.grid import Cell
 from lesionlib.segmentation.measures import dice
@@ -77,7 +78,7 @@ def cell(method="real", amount=0, share=100, schedule="epochs", seed=0, network=
 
 
 def test_an_unknown_network_is_named_with_the_valid_ones():
-    with pytest.raises(ValueError, match="'vnet'; there are: unet, dcsaunet"):
+    with pytest.raises(ValueError, match="'vnet'; there are: unet, unet_imagenet, dcsaunet"):
         networks.build("vnet")
 
 
@@ -85,6 +86,18 @@ def test_an_unknown_network_is_named_with_the_valid_ones():
 def test_networks_map_images_to_logits(network):
     model = networks.build(network).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_the_imagenet_encoder_computes_what_its_weights_computed():
+    """Their normalisation, mean and standard deviation 0.5, is folded into the first layer."""
+    whole = distribution.imagenet_model()
+    encoder = networks.build("unet_imagenet", decoder_channels=(32, 16)).encoder.eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = whole.blocks[:2](whole.bn1(whole.conv_stem(images / 127.5 - 1)))
+        ours = encoder(networks.inputs(images))[-1]
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_dice_loss_by_hand():
@@ -250,6 +263,24 @@ def test_told_to_stop_between_two_validations_it_ends_as_an_uninterrupted_one(
 @pytest.mark.parametrize(("n", "batch"), [(5, 4), (1, 4), (3, 1)])
 def test_no_batch_is_too_small_for_batch_normalisation(n, batch, tmp_path):
     fitted(tmp_path, network="dcsaunet", epochs=1, n=n, batch=batch)
+
+
+def batches(mixing, batch=8, real=20, made=40, steps=30):
+    images, masks, _ = discs(real + made, 0)
+    recipe = replace(SMALL, batch=batch, mixing=mixing, real=real)
+    task = training.Segmentation("unet", (images, masks), (images[:2], masks[:2]), recipe, 0, steps)
+    return [task.rows(step) for step in range(steps)]
+
+
+def test_pairs_are_mixed_as_the_recipe_says():
+    added, first, mixed = (batches(mixing) for mixing in ("added", "first", "mixed"))
+    assert all(len(rows) == 8 for rows in [*added, *first, *mixed])
+    real = [[int((rows < 20).sum()) for rows in some] for some in (added, first, mixed)]
+    assert 0.25 < np.mean(real[0]) / 8 < 0.42 and len(set(real[0])) > 1
+    assert real[1] == [0] * 15 + [8] * 15 and real[2] == [4] * 30
+    for some in (torch.cat(first[:5]), torch.cat([rows[4:] for rows in mixed[:10]])):
+        assert sorted(some.tolist()) == list(range(20, 60))  # an epoch of the synthetic pairs
+    assert sorted(torch.cat(first[15:20]).tolist()) == sorted(2 * list(range(20)))
 
 
 def test_steps():
