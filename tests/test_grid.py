@@ -25,7 +25,7 @@ def cells_of(arms=("table",), networks=("unet", "dcsaunet"), seeds=(0, 1, 2), **
     own = {"networks": list(networks), "seeds": list(seeds), "epochs": 1}
     own["arms"] = list(dict.fromkeys(arms))
     own |= {"methods": ["controlnet", "pix2pixhd"], "synthetic_amounts": [1, 2, 3]}
-    own |= {"data_shares": [10, 50], "control_share": 50}
+    own |= {"data_shares": [10, 50], "control_share": 50, "equal_epochs_up_to": 0}
     return planned_cells(config.load("quick", own | more))
 
 
@@ -102,11 +102,14 @@ def test_a_brief_network_sees_s_train_alone_and_the_largest_amount_and_perhaps_i
     }
 
 
-def test_few_seeds_serve_all_but_s_train_alone_and_its_headroom():
-    cells = cells_of(["steps", "real_pairs", "low_data", "classical"], ["unet"], arm_seeds=1)
+def test_few_seeds_serve_all_but_s_train_alone_its_headroom_and_the_control_share():
+    arms = ["steps", "real_pairs", "low_data", "classical", "shuffled"]
+    cells = cells_of(arms, ["unet"], arm_seeds=1)
     more = {(c.method, c.share) for c in cells if c.seed > 0}
-    assert more == {(m, share) for m in ("real", "real_pairs") for share in (100, 50)}
-    assert {c.seed for c in cells if c.method == "classical"} == {0}
+    measured = {(m, share) for m in ("real", "real_pairs") for share in (100, 50)}
+    pairs = {(m, 50) for m in ("controlnet", "pix2pixhd", "controlnet_shuffled")}
+    assert more == measured | pairs
+    assert {c.seed for c in cells if c.method == "classical" or c.share == 10} == {0}
 
 
 def test_equal_epochs_may_end_at_an_amount():
@@ -166,7 +169,7 @@ def test_an_external_generator_is_one_more_method_in_every_arm():
     assert len(planned_cells(settings)) - len(own) == len(planned_cells(config.load("smoke")))
 
 
-def test_jobs_follow_the_order_of_the_grid_and_wait_for_one_generator_only():
+def test_jobs_follow_the_order_of_the_grid_and_wait_for_one_generator_and_network_only():
     cells = cells_of(["table", "steps", "filtered"], epochs=0)
     shares = jobs(cells, 9)
     assert [names for _, names in shares[:2]] == [[cells[0].id], [cells[1].id]]
@@ -180,6 +183,7 @@ def test_jobs_follow_the_order_of_the_grid_and_wait_for_one_generator_only():
     for needed, names in jobs(whole, 14):
         assert {synthetic_set(Cell.parse(name).method) for name in names} <= {*needed, ""}
         assert len({name.partition("_")[0].replace("base", "controlnet") for name in needed}) <= 1
+        assert len({Cell.parse(name).network for name in names}) == 1
         trainings = {replace(c, schedule="") if not c.amount else c for c in map(Cell.parse, names)}
         assert sum(COST[c.network] for c in trainings) <= 14 + max(COST.values())
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import namedtuple
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from lesionlib.segmentation import cells, measures, networks, training
 from lesionlib.segmentation.grid import Cell
 from lesionlib.segmentation.measures import dice
 
+Pairs = namedtuple("Pairs", "images masks")
 SMALL = training.Recipe(
     batch=8, lr=1e-2, encoder="timm-mobilenetv3_small_minimal_100", decoder=(32, 16, 8)
 )
@@ -388,7 +390,7 @@ def test_both_schedules_of_s_train_alone_are_one_training(tmp_path, data):
 
 
 def test_how_long_all_are_trained_follows_from_the_plateau_of_s_train_alone(
-    tmp_path, data, monkeypatch, capsys
+    tmp_path, data, monkeypatch
 ):
     def made_up(artefact, one, part, data, recipe):
         steps = artefact.settings["steps"]
@@ -404,11 +406,29 @@ def test_how_long_all_are_trained_follows_from_the_plateau_of_s_train_alone(
         assert grid.steps(cell(), 6) == grid.steps(cell(schedule="steps"), 9) == alone
         assert grid.steps(cell("controlnet", 3), 9) == more  # equal epochs of half as many again
         assert grid.steps(cell(schedule="plateau"), 6) == 100
-        said = capsys.readouterr().out
-        assert ("WARNING: unet has no plateau within `most_steps`" in said) == (plateau_at == 95)
     rows, _ = grid.result(cell(schedule="steps"))
     assert rows["plateau"].isna().all()
     assert grid_of(data, tmp_path, epochs=3).budget("unet") == 3
+
+
+def test_every_cell_is_written_and_a_network_without_a_plateau_is_named(
+    tmp_path, tests, monkeypatch, capsys
+):
+    study = SimpleNamespace(part=lambda name: Pairs(*discs(4, 0)[:2]))
+    curve = pd.DataFrame({"step": [1, 2], "val_dice": [0.5, 0.6]})
+
+    def made_up(grid, one):
+        begin = np.nan if one.network == "dcsaunet" else 1
+        return pd.DataFrame({"id": ["a"], "dice": [0.5], "plateau": [begin]}), curve
+
+    monkeypatch.setattr(cells.Grid, "result", made_up)
+    settings = grid_settings(epochs=0, most_steps=7)
+    todo = [cell(schedule="plateau", network=n) for n in ("unet", "dcsaunet")] + [cell()]
+    rows, curves = cells.run_cells(todo, study, {}, tests, settings, tmp_path)
+    assert len(rows) == 3 and curves["cell"].tolist() == [c.id for c in todo for _ in range(2)]
+    assert {path.stem for path in (tmp_path / "cells").glob("*.csv")} == {c.id for c in todo}
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert len(said) == 1 and "dcsaunet has no plateau within `most_steps`, 7 steps" in said[0]
 
 
 def test_every_training_says_where_its_plateau_begins():

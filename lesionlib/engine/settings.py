@@ -565,8 +565,8 @@ class Segmentation(Group):
     )
     arm_seeds: int = setting(
         0,
-        "The first so many of the seeds serve all but S-train alone and its headroom, in full and "
-        "at control_share; 0: all.",
+        "The first so many of the seeds serve all but S-train alone, its headroom, and what is "
+        "compared at control_share; 0: all.",
         ge=0,
     )
     data_shares: Annotated[list[Share], *DISTINCT] = setting(
@@ -588,7 +588,7 @@ class Segmentation(Group):
         min_length=1,
     )
     equal_epochs_up_to: int = setting(
-        0,
+        60,
         "Largest amount of synthetic pairs that is also trained for equal epochs, which takes the "
         "more steps the more pairs there are; 0: all amounts, and all real pairs of G.",
         unit="pairs",
@@ -620,7 +620,7 @@ class Segmentation(Group):
         ge=0,
     )
     most_steps: int = setting(
-        80,
+        60,
         "Length of the training that finds the plateau, and the longest on S-train alone.",
         unit="optimiser steps",
         ge=1,
@@ -634,7 +634,7 @@ class Segmentation(Group):
     batch: int = setting(8, "Images per training step (paper: 256).", unit="images", ge=1)
     lr: float = setting(1.0e-3, "Learning rate of Adam (as in the paper).", gt=0)
     validations: int = setting(
-        16,
+        12,
         "Validations on S-val in each training, the last at its end; the best weights are kept.",
         ge=1,
     )

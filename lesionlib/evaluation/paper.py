@@ -26,7 +26,7 @@ NAMES = {
     "pix2pixhd": "Pix2PixHD",
     "pix2pixhd_plus": "Pix2PixHD+ (ours)",
     "unet": "U-Net",
-    "unet_imagenet": "U-Net (ImageNet encoder)",
+    "unet_imagenet": "U-Net with an ImageNet encoder",
     "dcsaunet": "DCSAU-Net",
     "base": "base without ControlNet (chance)",
 }

@@ -101,22 +101,29 @@ def worth(arm: pd.DataFrame, real: list, start: int) -> dict:
     return {"dice": dice, "worth": place - start, "low": low - start, "high": high - start} | ends
 
 
+def _number(pairs: float) -> str:
+    """A number of pairs, rounded; never -0."""
+    return f"{round(pairs):,}"
+
+
 def _range(low: float, high: float) -> str:
     """An interval in words."""
     if math.isinf(low) and math.isinf(high):
         return "no bounds: this curve tells nothing apart"
     if math.isinf(high):
-        return f"{low:,.0f} or more"
-    return f"{high:,.0f} or fewer" if math.isinf(low) else f"{low:,.0f} to {high:,.0f}"
+        return f"{_number(low)} or more"
+    return f"{_number(high)} or fewer" if math.isinf(low) else f"{_number(low)} to {_number(high)}"
 
 
 def sentence(row: dict) -> str:
     """The worth of an arm in words; negative numbers are real pairs that it costs."""
     bound = "at least " if row["at_least"] else "at most " if row["at_most"] else ""
+    method, network = display_name(row["method"]), display_name(row["network"])
+    name = f"{network}, {claims.where(row['schedule'], 100)}"
+    pairs = f"pairs ({method})" if ", " in method else f"{method} pairs"
     return (
-        f"{row['amount']:,} {display_name(row['method'])} pairs beside {row['start']:,} real ones "
-        f"are worth {bound}{row['worth']:,.0f} real pairs (95 % interval "
-        f"{_range(row['low'], row['high'])})."
+        f"{name}: {row['amount']:,} {pairs} beside {row['start']:,} real ones are worth {bound}"
+        f"{_number(row['worth'])} real ones (95 % interval {_range(row['low'], row['high'])})."
     )
 
 

@@ -197,11 +197,6 @@ class Grid:
         if network not in self.budgets:
             _, curve = self.result(plateau_cell(network, options))
             begin = plateau(curve["step"].to_numpy(), curve["val_dice"], options.plateau_gain)
-            if begin is None:
-                print(
-                    f"WARNING: {network} has no plateau within `most_steps`, {options.most_steps} "
-                    "steps on S-train alone: Table 2 compares networks that still learn"
-                )
             self.budgets[network] = budget(begin, options.most_steps)
         return self.budgets[network]
 
@@ -268,6 +263,12 @@ def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings,
         write_csv(run / "cells" / f"{cell.id}.csv", rows)
         curves.append(curve.assign(cell=cell.id, **asdict(cell)))
         found.append(rows)
+        if cell.schedule == PLATEAU and rows["plateau"].isna().all():
+            print(
+                f"WARNING: {cell.network} has no plateau within `most_steps`, "
+                f"{settings.segmentation.most_steps} steps on S-train alone: Table 2 compares "
+                "networks that still learn"
+            )
     return pd.concat(found, ignore_index=True), pd.concat(curves, ignore_index=True)
 
 

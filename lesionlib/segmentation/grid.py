@@ -176,9 +176,9 @@ def arms_of(network: str, settings: Settings) -> list[tuple[str, int, int, str]]
 def seeds_of(network: str, arm, own) -> list[int]:
     """The seeds with which an arm of `arms_of` is trained; `own`: the group `segmentation`."""
     method, amount, share, _ = arm
-    measured = method == "real" or (method == "real_pairs" and amount == max(own.real_pairs))
-    full = share in (100, own.control_share) and network in own.control_networks
-    every = measured and full and network not in own.brief_networks
+    headroom = (method, amount) in (("real", 0), ("real_pairs", max(own.real_pairs)))
+    asked = share == own.control_share or (share == 100 and headroom)
+    every = asked and network in own.control_networks and network not in own.brief_networks
     return own.seeds if every or not own.arm_seeds else own.seeds[: own.arm_seeds]
 
 
@@ -211,16 +211,17 @@ def _maker(cell: Cell) -> str:
 def jobs(cells: list[Cell], per_job: int) -> list[tuple[list[str], list[str]]]:
     """Synthetic sets and cell names of jobs of about `per_job` trainings of the U-Net.
 
-    A job needs sets of one generator only, so that it need not wait for the other. The order of
-    `cells` is kept: jobs that begin earlier in it come first. Both schedules of one arm without
-    further pairs, which may be the same training, are in one job, so that it is not trained twice.
+    A job needs sets of one generator and the plateau of one network only, so that it need not wait
+    for others. The order of `cells` is kept: jobs that begin earlier in it come first. Both
+    schedules of one arm without further pairs, which may be the same training, are in one job, so
+    that it is not trained twice.
     """
     position = {cell: number for number, cell in enumerate(cells)}
     found = {cell.id: [cell] for cell in cells if cell.schedule == PLATEAU}
-    for needed in dict.fromkeys(map(_maker, cells)):
+    for needed in dict.fromkeys((_maker(cell), cell.network) for cell in cells):
         units, spent = {}, 0
         for cell in cells:
-            if _maker(cell) == needed and cell.schedule != PLATEAU:
+            if (_maker(cell), cell.network) == needed and cell.schedule != PLATEAU:
                 schedule = cell.schedule if cell.amount else ""
                 units.setdefault(replace(cell, schedule=schedule), []).append(cell)
         for unit, some in units.items():
