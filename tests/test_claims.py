@@ -119,6 +119,18 @@ def test_without_headroom_every_claim_says_so_and_low_data_carry_the_question():
     assert room["sentence"][25].startswith("U-Net, equal epochs, 25 % of S-train: headroom, 1,321")
 
 
+def test_hard_images_are_chosen_by_trainings_that_are_not_compared():
+    gains = {("real", 0, 10): -0.3, ("real_pairs", 100): 0.0, ("real_pairs", 100, 10): 0.0}
+    rows = made_up(gains, noise=0.1, of_seeds=0.0, seeds=3)
+    harder = claims.harder_half(rows)
+    assert harder["id"].nunique() == 75 and set(harder["share"]) == {100}
+    everything = rows[(rows["method"] == "real") & (rows["share"] == 100)]
+    assert harder.query("method == 'real'")["dice"].mean() < everything["dice"].mean() - 0.05
+    found = claims.headroom(harder)
+    assert found["difference"].abs().max() < 0.02 and found["images"].tolist() == [75]
+    assert claims.harder_half(rows[rows["share"] == 100]).empty
+
+
 def test_headroom_that_was_not_measured_is_none_and_equal_steps_lend_theirs():
     rows = made_up({("controlnet", 10): 0.05})
     alone = claims.table2_claims(rows[rows["method"] != "real_pairs"])

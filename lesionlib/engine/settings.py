@@ -631,7 +631,7 @@ class Segmentation(Group):
         gt=0,
         lt=1,
     )
-    batch: int = setting(8, "Images per training step (paper: 256).", unit="images", ge=1)
+    batch: int = setting(16, "Images per training step (paper: 256).", unit="images", ge=1)
     lr: float = setting(1.0e-3, "Learning rate of Adam (as in the paper).", gt=0)
     validations: int = setting(
         12,

@@ -267,6 +267,22 @@ def headroom(images: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
 
+def harder_half(images: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the half of the images that each network segments worst, by schedule.
+
+    They are chosen by trainings on the smallest share of S-train, which are left out: chosen by an
+    arm that is compared, hard images would look easier in the next one by chance alone.
+    """
+    parts = []
+    for _, rows in images.groupby(["network", "schedule"], sort=False):
+        least = rows.loc[(rows["method"] == "real") & (rows["share"] > 0), "share"].min()
+        chosen = rows[(rows["method"] == "real") & (rows["share"] == least)]
+        dice = chosen.groupby("id")["dice"].mean()
+        hard = dice.index[dice <= dice.median()]
+        parts.append(rows[rows["id"].isin(hard) & (rows["share"] > least)])
+    return pd.concat(parts, ignore_index=True) if parts else images
+
+
 def sensitivity(images: pd.DataFrame) -> dict:
     """Why claims cannot be judged, '' if they can, by (network, schedule, share of S-train).
 
