@@ -9,8 +9,7 @@ from lesionlib.engine.code import code_digest, notebook_digest
 from lesionlib.engine.files import resolve
 from lesionlib.engine.provenance import files_state
 from lesionlib.engine.stages import STAGES
-from lesionlib.generators.sets import repeats
-from lesionlib.segmentation.grid import control_sets, jobs, planned_cells
+from lesionlib.segmentation.grid import Cell, control_sets, jobs, plateau_cell, planned_cells, repeats
 
 settings = presets.load(
     config.get("preset", "quick"),
@@ -189,7 +188,7 @@ rule controlnet:
     threads: jobs_of_run.threads
     resources:
         **GPU,
-    priority: 1  # long, and others depend on it
+    priority: 1000  # long, and others depend on it
     shell:
         PAPERMILL
 
@@ -215,7 +214,7 @@ rule pix2pixhd:
     threads: jobs_of_run.threads
     resources:
         **GPU,
-    priority: 1  # long, and others depend on it
+    priority: 1000  # long, and others depend on it
     shell:
         PAPERMILL
 
@@ -277,7 +276,15 @@ rule image_quality:
         PAPERMILL
 
 
-# Notebook 06, once for each job of the grid. A rerun loads the cells that are current.
+def plateaus(cells):
+    """Results of the trainings from which the length of these cells follows, on S-train alone."""
+    networks = dict.fromkeys(Cell.parse(name).network for name in cells)
+    needed = [plateau_cell(network, settings.segmentation) for network in networks]
+    return [f"{RUN}/cells/{c.id}.csv" for c in needed if c in CELLS and c.id not in cells]
+
+
+# Notebook 06, once for each job of the grid. A rerun loads the cells that are current. Jobs that
+# fill the table first have the highest priority.
 for number, (needed, cells) in enumerate(jobs(CELLS, jobs_of_run.cells_per_job), 1):
 
     rule:
@@ -286,6 +293,7 @@ for number, (needed, cells) in enumerate(jobs(CELLS, jobs_of_run.cells_per_job),
         input:
             rules.data.output,
             expand(RUN + "/synthetic/{name}/manifest.csv", name=needed),
+            plateaus(cells),
             notebook=notebook("06_segmentation"),
         output:
             [f"{RUN}/cells/{cell}.csv" for cell in cells],
@@ -299,6 +307,7 @@ for number, (needed, cells) in enumerate(jobs(CELLS, jobs_of_run.cells_per_job),
         threads: jobs_of_run.threads
         resources:
             **GPU,
+        priority: max(1, 900 - number)
         shell:
             PAPERMILL
 
@@ -317,7 +326,10 @@ rule segmentation:
         f"{RUN}/tables/segmentation_images.csv",
         f"{RUN}/tables/arms.csv",
         f"{RUN}/tables/controls.csv",
-        f"{RUN}/tables/low_data.csv",
+        f"{RUN}/tables/curves.csv",
+        f"{RUN}/tables/learnt.csv",
+        f"{RUN}/tables/headroom.csv",
+        f"{RUN}/tables/worth.csv",
         f"{RUN}/tables/subgroups.csv",
         f"{RUN}/tables/external.csv",
     log:

@@ -13,10 +13,14 @@ from lesionlib.evaluation import claims
 def made_up(
     gains: dict, seeds=5, images=150, noise=0.01, of_seeds=0.002, draw=0, schedule="epochs"
 ):
-    """Rows of a run whose arms differ from S alone by `gains` {(method, amount[, share]): gain}."""
+    """Rows of a run whose arms differ from S alone by `gains` {(method, amount[, share]): gain}.
+
+    Unless `gains` says otherwise, all real pairs of G add 0.1: there is headroom.
+    """
     rng, rows = np.random.default_rng(draw), []
     base = rng.normal(0.8, 0.1, images)
-    for (method, amount, *share), gain in ({("real", 0): 0.0} | gains).items():
+    known = {("real", 0): 0.0, ("real_pairs", 100): 0.1}
+    for (method, amount, *share), gain in (known | gains).items():
         for seed in range(seeds):
             dice = base + gain + rng.normal(0, of_seeds) + rng.normal(0, noise, images)
             rows.append(
@@ -27,7 +31,9 @@ def made_up(
                         "amount": amount,
                         "share": (share or [100])[0],
                         "schedule": schedule,
+                        "generator": "first",
                         "seed": seed,
+                        "pairs": (share or [100])[0] + (1321 if method == "real_pairs" else amount),
                         "id": np.arange(images),
                         "dice": dice,
                     }
@@ -50,44 +56,121 @@ BOTH = {
 }
 
 
-def test_what_is_there_is_confirmed_and_what_is_not_is_not():
+def test_what_is_there_is_supported_and_what_is_not_is_not():
     said, sentences = verdicts(BOTH)
     last = said.pop("50 ControlNet pairs help the U-Net more than 50 of Pix2PixHD")
-    assert last in ("not confirmed", "not resolvable")
+    assert last in ("ruled out", "inconclusive")
     assert said == {
-        "10 ControlNet pairs improve the U-Net": "confirmed",
-        "50 ControlNet pairs improve the U-Net": "confirmed",
-        "50 ControlNet pairs help the U-Net more than 10": "not confirmed",
-        "10 ControlNet pairs help the U-Net more than 10 of Pix2PixHD": "confirmed",
+        "10 ControlNet pairs improve the U-Net": "supported",
+        "50 ControlNet pairs improve the U-Net": "supported",
+        "50 ControlNet pairs help the U-Net more than 10": "ruled out",
+        "10 ControlNet pairs help the U-Net more than 10 of Pix2PixHD": "supported",
     }
     first = sentences["10 ControlNet pairs improve the U-Net"]
-    assert "confirmed. Difference +0.048, 95 % interval +0.043 to +0.052" in first
-    assert "n = 150 images, 5 seeds" in first
-    assert "would have shown" not in first
+    assert "supported. Difference +0.0" in first and "n = 150 images, 5 seeds" in first
+    assert "the smallest gain that would have been seen is 0.0" in first
 
 
-def test_harm_is_not_confirmed():
+def test_harm_rules_an_improvement_out():
     said, _ = verdicts({("controlnet", 10): -0.03, ("controlnet", 50): -0.03})
-    assert said["10 ControlNet pairs improve the U-Net"] == "not confirmed"
+    assert said["10 ControlNet pairs improve the U-Net"] == "ruled out"
 
 
-def test_a_small_noisy_study_resolves_nothing_and_says_what_it_could_have_shown():
-    said, sentences = verdicts(BOTH, seeds=3, images=20, noise=0.1, of_seeds=0.05, draw=1)
-    assert set(said.values()) == {"not resolvable"}
-    assert all("this design would have shown 0." in text for text in sentences)
+def test_a_small_noisy_study_is_inconclusive_and_says_what_it_could_have_shown():
+    gains = BOTH | {("real_pairs", 100): 0.9}
+    said, sentences = verdicts(gains, seeds=3, images=20, noise=0.1, of_seeds=0.05, draw=3)
+    assert set(said.values()) == {"inconclusive"}
+    assert all("would have been seen is 0." in text for text in sentences)
+    assert not any("headroom" in text for text in sentences)
 
 
 @pytest.mark.parametrize(
     "low, high, p, said",
     [
-        (0.01, 0.03, 0.01, "confirmed"),
-        (0.01, 0.03, 0.20, "not resolvable"),
-        (-0.01, 0.004, 0.5, "not confirmed"),
-        (-0.01, 0.03, 0.3, "not resolvable"),
+        (0.01, 0.03, 0.01, "supported"),
+        (0.01, 0.03, 0.20, "inconclusive"),
+        (-0.01, 0.004, 0.5, "ruled out"),
+        (-0.01, 0.03, 0.3, "inconclusive"),
     ],
 )
 def test_verdicts_by_hand(low, high, p, said):
     assert claims.verdict({"low": low, "high": high}, p) == said
+    insensitive = {"low": low, "high": high, "insensitive": "no headroom"}
+    assert claims.verdict(insensitive, p) == "inconclusive"
+    assert said in claims.VERDICTS
+
+
+def test_without_headroom_every_claim_says_so_and_low_data_carry_the_question():
+    gains = {
+        ("controlnet", 10): 0.05,
+        ("real_pairs", 100): 0.0,
+        ("real", 0, 25): -0.2,
+        ("controlnet", 10, 25): -0.15,
+        ("real_pairs", 100, 25): -0.1,
+    }
+    table = claims.table2_claims(made_up(gains)).set_index("share")
+    assert table["verdict"].to_dict() == {100: "inconclusive", 25: "supported"}
+    said = table["sentence"]
+    assert ": inconclusive, no headroom: 1,321 real pairs of G add " in said[100]
+    assert "(equal epochs, 25 % of S-train): supported. Difference +0.0" in said[25]
+    room = claims.headroom(made_up(gains)).set_index("share")
+    assert room["enough"].to_dict() == {100: False, 25: True}
+    assert room["pairs"].to_dict() == {100: 1321, 25: 1321}
+    assert room["sentence"][25].startswith("U-Net, equal epochs, 25 % of S-train: headroom, 1,321")
+
+
+def test_hard_images_are_chosen_by_trainings_that_are_not_compared():
+    gains = {("real", 0, 10): -0.3, ("real_pairs", 100): 0.0, ("real_pairs", 100, 10): 0.0}
+    rows = made_up(gains, noise=0.1, of_seeds=0.0, seeds=3)
+    harder = claims.harder_half(rows)
+    assert harder["id"].nunique() == 75 and set(harder["share"]) == {100}
+    everything = rows[(rows["method"] == "real") & (rows["share"] == 100)]
+    assert harder.query("method == 'real'")["dice"].mean() < everything["dice"].mean() - 0.05
+    found = claims.headroom(harder)
+    assert found["difference"].abs().max() < 0.02 and found["images"].tolist() == [75]
+    assert claims.harder_half(rows[rows["share"] == 100]).empty
+
+
+def test_headroom_that_was_not_measured_is_none_and_equal_steps_lend_theirs():
+    rows = made_up({("controlnet", 10): 0.05})
+    alone = claims.table2_claims(rows[rows["method"] != "real_pairs"])
+    assert alone["verdict"].tolist() == ["inconclusive"]
+    assert "its headroom was not measured" in alone["sentence"][0]
+    epochs = rows[rows["method"] != "real_pairs"]
+    both = claims.table2_claims(pd.concat([epochs, rows.assign(schedule="steps")]))
+    assert both["verdict"].tolist() == ["supported", "supported"]
+
+
+def test_where_masks_of_other_pairs_do_no_harm_nothing_is_judged():
+    gains = {("controlnet", 10): 0.05, ("controlnet_shuffled", 10): -0.2}
+    assert claims.table2_claims(made_up(gains))["verdict"].tolist() == ["supported"]
+    harmless = claims.table2_claims(made_up(gains | {("controlnet_shuffled", 10): 0.02}))
+    assert harmless["verdict"].tolist() == ["inconclusive"]
+    assert "insensitive: masks of other pairs cost -0.0" in harmless["sentence"][0]
+
+
+def test_arms_of_fewer_seeds_are_compared_on_those_that_both_have():
+    rows = made_up({("controlnet", 10): 0.05})
+    few = rows[(rows["method"] != "controlnet") | (rows["seed"] < 3)]
+    table = claims.table2_claims(few)
+    assert table["seeds"].tolist() == [3] and "3 seeds;" in table["sentence"][0]
+    found = claims.arms(few)
+    first, second = claims.paired(found["controlnet 10"], found["real 0"])
+    assert first.shape == second.shape == (1, 3, 150)
+    none = found["real 0"].rename(index=lambda seed: seed + 9, level="seed")
+    with pytest.raises(ValueError, match="no seed in common"):
+        claims.paired(found["controlnet 10"], none)
+
+
+def test_generators_are_resampled_too():
+    rows = made_up({("controlnet", 10): 0.02})
+    other = rows[rows["method"] == "controlnet"].assign(generator="1")
+    other["dice"] -= 0.04
+    both = claims.table2_claims(pd.concat([rows, other]))
+    one = claims.table2_claims(rows)
+    assert both["generators"].item() == 2 and one["verdict"].item() == "supported"
+    assert both["verdict"].item() == "inconclusive"
+    assert "5 seeds of each of 2 generators" in both["sentence"][0]
 
 
 def test_a_run_without_synthetic_arms_judges_nothing():
@@ -118,7 +201,7 @@ def test_what_survives_equal_training_is_said(longer, equal, said):
     assert claims.survival(claims.table2_claims(made_up({("controlnet", 10): 0.05}))) == []
 
 
-def test_controls_are_compared_with_what_they_change_and_say_which_way():
+def test_controls_are_claims_of_what_they_change():
     rows = made_up(
         {
             ("classical", 0): 0.03,
@@ -126,6 +209,8 @@ def test_controls_are_compared_with_what_they_change_and_say_which_way():
             ("controlnet", 50): 0.03,
             ("controlnet", 50, 0): -0.2,
             ("controlnet_real", 10): 0.02,
+            ("controlnet_shuffled", 10): -0.2,
+            ("controlnet_first", 10): 0.05,
             ("base", 10): -0.1,
             ("controlnet_best", 10): 0.06,
         },
@@ -133,38 +218,36 @@ def test_controls_are_compared_with_what_they_change_and_say_which_way():
         noise=0.003,
         of_seeds=0.0005,
     )
-    table = claims.controls(rows, ["controlnet", "pix2pixhd"]).set_index("comparison")
-    assert table["verdict"].to_dict() == {
-        "classical augmentation against none": "better",
-        "controlnet: few pairs against classical augmentation": "worse",
-        "controlnet: synthetic pairs only against real ones only": "worse",
-        "real masks re-used against the main masks": "equivalent",
-        "controlnet: filtered by mask fidelity against unfiltered": "better",
-        "images without control against the ControlNet's": "worse",
+    table = claims.controls(rows).set_index("claim")
+    assert table["verdict"].rename(lambda text: text.partition(" (")[0]).to_dict() == {
+        "ControlNet pairs with masks of other pairs harm the U-Net": "supported",
+        "classical augmentation improves the U-Net": "supported",
+        "10 ControlNet pairs help the U-Net more than classical augmentation": "ruled out",
+        "50 ControlNet pairs alone train the U-Net better than S-train": "ruled out",
+        "real masks help the U-Net more than the main ones": "ruled out",
+        "ControlNet pairs of high mask fidelity help the U-Net more than all": "supported",
+        "ControlNet pairs first, then real ones, help the U-Net more than all at once": "supported",
+        "ControlNet pairs help the U-Net more than the base's without control": "supported",
     }
     assert (table["p_holm"] >= table["p"]).all()
+    without = rows[rows["method"] != "real_pairs"]
+    judged = claims.controls(without)
+    kept = judged.loc[judged["verdict"] != "inconclusive", "arm"].tolist()
+    assert kept == ["real 0", "classical 0"]  # the others depend on the headroom
 
 
-def test_the_low_data_curve_compares_with_the_same_share_alone():
+def test_low_shares_are_compared_with_the_same_share_alone():
     gains = {
         ("real", 0, 10): -0.2,
         ("controlnet", 5, 10): -0.1,
         ("controlnet", 5): 0.0,
-        ("controlnet", 50): 0.02,
-        ("controlnet_real", 5): 0.5,
-        ("classical", 0): 0.4,
         ("controlnet", 50, 0): -0.3,
     }
-    curve = claims.low_data(made_up(gains, schedule="steps"))
-    assert list(zip(curve["share"], curve["arm"], strict=True)) == [
-        (10, "real"),
-        (10, "controlnet"),
-        (100, "real"),
-        (100, "controlnet"),
-    ]
-    assert curve["dice"].round(1).tolist() == [0.6, 0.7, 0.8, 0.8]
-    assert curve["difference"].round(2).tolist()[1::2] == [0.1, 0.0]
-    assert claims.low_data(made_up({("controlnet", 5): 0.1})).empty
+    table = claims.table2_comparison(made_up(gains, schedule="steps")).set_index("arm")
+    assert set(table["share"]) == {10, 100} and "controlnet 50 share0" not in table.index
+    found = table["difference"].round(2)
+    assert found["controlnet 5 share10"] == 0.1 and found["controlnet 5"] == 0.0
+    assert np.isnan(found["real 0 share10"]) and found["real_pairs 100"] == 0.1
 
 
 def quality(better, n=60, seeds=3, spread=0.0):
@@ -190,9 +273,7 @@ def quality(better, n=60, seeds=3, spread=0.0):
     return pd.concat(rows)
 
 
-@pytest.mark.parametrize(
-    "better, said", [(2, "confirmed"), (-2, "not confirmed"), (0, "not resolvable")]
-)
+@pytest.mark.parametrize("better, said", [(2, "supported"), (-2, "ruled out"), (0, "inconclusive")])
 def test_claims_on_images_follow_the_numbers_whichever_way_is_up(better, said):
     table = claims.table1_claims(quality(better))
     assert set(table["verdict"]) == {said}
@@ -216,11 +297,11 @@ def test_one_training_of_each_generator_gives_no_p_value_and_no_verdict():
     assert claims.compare_generators(quality(2), "ssim")["p"][0] < 0.05
 
 
-def test_generators_are_sampled_a_gain_of_two_seeds_that_differ_is_not_confirmed():
+def test_generators_are_sampled_a_gain_of_two_seeds_that_differ_is_not_supported():
     found = claims.table1_claims(quality(0.7, seeds=2, spread=1.5)).set_index("measure")
     fixed = claims.table1_claims(quality(0.7, seeds=2)).set_index("measure")
     width = (found["high"] - found["low"]) / (fixed["high"] - fixed["low"])
-    assert (width > 3).all() and "confirmed" not in set(found["verdict"])
+    assert (width > 3).all() and "supported" not in set(found["verdict"])
 
 
 def test_subgroups_state_n_and_find_an_effect_that_is_in_one_of_them_only():

@@ -47,6 +47,18 @@ def test_a_wrong_split_is_noticed(how, said):
         leakage.check_parts(wrong, "paper")  # which promises nothing about groups
 
 
+def test_a_real_pair_of_g_that_is_a_test_picture_is_noticed_however_it_is_turned():
+    leakage.check_real_pairs(study())
+    wrong = study()
+    wrong.images[4] = np.rot90(wrong.images[7])[:, ::-1]  # G and S-test
+    leakage.check_parts(wrong, "grouped")  # which compares pictures as they are
+    with pytest.raises(InputError, match="real pairs of G: the picture of i4 is that of i7 in S-t"):
+        leakage.check_real_pairs(wrong)
+    wrong = study()
+    wrong.images[4] = wrong.images[5]  # S-train: the same pair twice in training
+    leakage.check_real_pairs(wrong)
+
+
 def synthetic_masks(n=30):
     return recipe.random_masks(n, 48, seed=9, mode="paper")
 

@@ -14,6 +14,7 @@ from PIL import Image
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, write_csv, write_json
+from lesionlib.evaluation.claims import VERDICTS
 from lesionlib.evaluation.paper import NAMES
 from lesionlib.report import plots, publish
 
@@ -121,7 +122,7 @@ def _write_tables(folder):
     claim = pd.DataFrame(
         {
             "claim": ["better"],
-            "verdict": ["confirmed"],
+            "verdict": ["supported"],
             "difference": [0.1],
             "low": [0.05],
             "high": [0.2],
@@ -133,7 +134,10 @@ def _write_tables(folder):
         {
             "network": "unet",
             "schedule": "epochs",
+            "share": 100,
             "arm": arm,
+            "method": arm.split()[0],
+            "trained on": arm,
             "mean": 0.2,
             **interval,
             "difference": 0.1,
@@ -156,9 +160,28 @@ def _write_tables(folder):
                 "network": "unet",
                 "method": ["real", *arms],
                 "amount": [0, 5, 5],
+                "share": 100,
                 "schedule": "epochs",
+                "trained on": ["real 0", "controlnet 5", "pix2pixhd 5"],
                 "seeds": 3,
+                "unfinished": [0, 1, 0],
             }
+        ),
+        "headroom": pd.DataFrame(
+            {
+                "network": ["unet"],
+                "schedule": ["steps"],
+                "share": [25],
+                "alone": [0.8],
+                "pairs": [1321],
+                "difference": [0.03],
+                "low": [0.01],
+                "high": [0.05],
+                "enough": [True],
+            }
+        ),
+        "worth": pd.DataFrame(
+            {"network": ["unet"], "schedule": ["steps"], "sentence": ["5 are 2."]}
         ),
         "table2_comparison": pd.DataFrame(paper),
         "claims": claim,
@@ -229,11 +252,20 @@ def test_readme_holds_the_tables_and_what_stands_around_them(run, tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end of results -->\nafter\n")
     assert "old" not in text and publish.results(folder) in text
-    assert "| + 5 ControlNet | 0.200 (0.100 to 0.300) | 0.912 |" in text
+    assert "| controlnet 5 | 0.200 (0.100 to 0.300) † | 0.912 |" in text
+    assert "| pix2pixhd 5 | 0.200 (0.100 to 0.300) | 0.871 |" in text
+    assert "| U-Net | equal steps | 25 % | 0.800 | 1321 | +0.030 (+0.010 to +0.050) | yes |" in text
+    assert "| U-Net, equal steps | 5 are 2. |" in text
     assert (
         "[`mine`](mine): preset `isic`, real images, which are replaced"
         in (publish.FIGURES / "README.md").read_text()
     )
+
+
+def test_verdicts_have_their_colour_in_the_report(run):
+    page = (publish.publish(run) / "index.html").read_text()
+    assert f'<td style="color:{VERDICTS["supported"]}">supported</td>' in page
+    assert "Could a gain have been shown?" in page and "The worth of a synthetic pair" in page
 
 
 def test_too_much_is_refused_and_what_was_there_stays(run, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import namedtuple
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,10 +17,12 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log
 from lesionlib.engine.settings import Evaluation, Segmentation
 from lesionlib.engine.training import Files
+from lesionlib.evaluation import distribution
 from lesionlib.segmentation import cells, measures, networks, training
 from lesionlib.segmentation.grid import Cell
 from lesionlib.segmentation.measures import dice
 
+Pairs = namedtuple("Pairs", "images masks")
 SMALL = training.Recipe(
     batch=8, lr=1e-2, encoder="timm-mobilenetv3_small_minimal_100", decoder=(32, 16, 8)
 )
@@ -77,7 +80,7 @@ def cell(method="real", amount=0, share=100, schedule="epochs", seed=0, network=
 
 
 def test_an_unknown_network_is_named_with_the_valid_ones():
-    with pytest.raises(ValueError, match="'vnet'; there are: unet, dcsaunet"):
+    with pytest.raises(ValueError, match="'vnet'; there are: unet, unet_imagenet, dcsaunet"):
         networks.build("vnet")
 
 
@@ -85,6 +88,18 @@ def test_an_unknown_network_is_named_with_the_valid_ones():
 def test_networks_map_images_to_logits(network):
     model = networks.build(network).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_the_imagenet_encoder_computes_what_its_weights_computed():
+    """Their normalisation, mean and standard deviation 0.5, is folded into the first layer."""
+    whole = distribution.imagenet_model()
+    encoder = networks.build("unet_imagenet", decoder_channels=(32, 16)).encoder.eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = whole.blocks[:2](whole.bn1(whole.conv_stem(images / 127.5 - 1)))
+        ours = encoder(networks.inputs(images))[-1]
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_dice_loss_by_hand():
@@ -252,6 +267,24 @@ def test_no_batch_is_too_small_for_batch_normalisation(n, batch, tmp_path):
     fitted(tmp_path, network="dcsaunet", epochs=1, n=n, batch=batch)
 
 
+def batches(mixing, batch=8, real=20, made=40, steps=30):
+    images, masks, _ = discs(real + made, 0)
+    recipe = replace(SMALL, batch=batch, mixing=mixing, real=real)
+    task = training.Segmentation("unet", (images, masks), (images[:2], masks[:2]), recipe, 0, steps)
+    return [task.rows(step) for step in range(steps)]
+
+
+def test_pairs_are_mixed_as_the_recipe_says():
+    added, first, mixed = (batches(mixing) for mixing in ("added", "first", "mixed"))
+    assert all(len(rows) == 8 for rows in [*added, *first, *mixed])
+    real = [[int((rows < 20).sum()) for rows in some] for some in (added, first, mixed)]
+    assert 0.25 < np.mean(real[0]) / 8 < 0.42 and len(set(real[0])) > 1
+    assert real[1] == [0] * 15 + [8] * 15 and real[2] == [4] * 30
+    for some in (torch.cat(first[:5]), torch.cat([rows[4:] for rows in mixed[:10]])):
+        assert sorted(some.tolist()) == list(range(20, 60))  # an epoch of the synthetic pairs
+    assert sorted(torch.cat(first[15:20]).tolist()) == sorted(2 * list(range(20)))
+
+
 def test_steps():
     assert training.count_steps(70, 10, 16) == 50
     assert training.count_steps(5, 3, 256) == 3
@@ -266,7 +299,7 @@ def test_unusable_arrays_are_refused(tmp_path):
             training.train("unet", bad, good, SMALL, **how)
 
 
-def grid_settings(epochs=1, tolerance=0.05):
+def grid_settings(epochs=1, tolerance=0.05, **more):
     """The groups that cells read, with the small network."""
     own = Segmentation(
         batch=SMALL.batch,
@@ -275,103 +308,177 @@ def grid_settings(epochs=1, tolerance=0.05):
         segmentation_size=32,
         unet_encoder=SMALL.encoder,
         unet_decoder=list(SMALL.decoder),
+        **more,
     )
     return SimpleNamespace(segmentation=own, evaluation=Evaluation(surface_tolerance=tolerance))
 
 
-def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, parts, tests, monkeypatch):
+@pytest.fixture
+def data(parts, tests):
     images, masks, _ = discs(5, 4)
-    pairs, settings = (images, masks, np.linspace(0, 1, 5)), grid_settings()
-    data = cells.CellData(parts, pairs, tests, {"data": "a"})
-    how = {"settings": settings, "folder": tmp_path, "matched_steps": 3}
+    synthetic = {"controlnet": (images, masks, np.linspace(0, 1, 5))}
+    return cells.CellData(parts | {"G": discs(4, 5)[:2]}, synthetic, tests, {"data": "a"})
+
+
+def grid_of(data, folder, **options):
+    return cells.Grid(data, grid_settings(**options), folder)
+
+
+def test_a_cell_is_trained_once_and_again_when_its_key_changes(tmp_path, data, monkeypatch):
     one = cell("controlnet", 3)
-    first = cells.run_cell(one, data, **how)
+    first, curve = grid_of(data, tmp_path).result(one)
     assert list(first) == [
-        "network",
-        "method",
-        "amount",
-        "share",
-        "schedule",
-        "seed",
-        "test",
-        "id",
-        "dice",
-        "iou",
-        "iou65",
-        "hd95",
-        "nsd",
-        "brier",
-        "ece",
-        "tp",
-        "fp",
-        "fn",
-        "pairs",
-        "steps",
-        "val_dice",
+        *("network", "method", "amount", "share", "schedule", "seed", "generator", "test", "id"),
+        *measures.MEASURES,
+        *("tp", "fp", "fn", "pairs", "steps", "val_dice", "plateau"),
     ]
     assert list(first["test"]) == ["S-test"] * 4 + ["clinic"] * 2
     assert list(first["id"]) == ["000", "001", "002", "003", "000", "001"]
-    assert set(first["steps"]) == {2} and set(first["pairs"]) == {9}  # 9 in batches of 8
+    assert set(first["steps"]) == {2} and set(first["pairs"]) == {9}  # 1 step of 6, so 2 of 9
+    assert curve["step"].tolist() == [1, 2] and curve["val_dice"].max() == pytest.approx(
+        first["val_dice"][0], abs=1e-5
+    )
     sizes = []
 
     def refuse(network, part, val_part, recipe, *, steps, **options):
-        sizes.append((len(part[0]), steps, "flips" if recipe.warps is None else "classical"))
+        warps = "flips" if recipe.warps is None else "classical"
+        sizes.append((len(part[0]), steps, warps, recipe.mixing))
         raise RuntimeError("it trains")
 
     monkeypatch.setattr(training, "train", refuse)
-    again = cells.run_cell(one, data, **how)
+    again, same = grid_of(data, tmp_path).result(one)
     pd.testing.assert_frame_equal(again, first, check_exact=True)
-    same = cell("controlnet", 3, schedule="steps")  # the same training under another name
-    shared = cells.run_cell(same, data, **how | {"matched_steps": 2})
-    assert shared["dice"].equals(first["dice"]) and set(shared["schedule"]) == {"steps"}
-    for number, changed in (
-        (one, {"data": replace(data, inputs={"data": "b"})}),
-        (one, {"settings": grid_settings(epochs=2)}),
-        (same, {}),
-        (one, {"settings": grid_settings(tolerance=0.1)}),
-        (cell(), {}),
-        (cell("classical"), {}),
-        (cell("controlnet", 3, 50), {}),
-        (cell("controlnet", 3, 0), {}),
-        (cell("controlnet", 3, seed=1), {}),
+    pd.testing.assert_frame_equal(same, curve)
+    assert grid_of(data, tmp_path, plateau_gain=0.5).result(one)  # it names no other training
+    for number, changed, options in (
+        (one, {"inputs": {"data": "b"}}, {}),
+        (one, {}, {"epochs": 2}),
+        (one, {}, {"tolerance": 0.1}),
+        (cell("controlnet", 3, schedule="steps"), {}, {}),
+        (cell(), {}, {}),
+        (cell("classical"), {}, {}),
+        (cell("controlnet", 3, 50), {}, {}),
+        (cell("controlnet", 3, 0), {}, {}),
+        (cell("controlnet", 3, seed=1), {}, {}),
+        (cell("controlnet_shuffled", 3), {}, {}),
+        (cell("controlnet_first", 3), {}, {}),
+        (cell("real_pairs", 50), {}, {}),
     ):
         with pytest.raises(RuntimeError, match="it trains"):
-            cells.run_cell(number, **how | {"data": data} | changed)
+            grid_of(replace(data, **changed), tmp_path, **options).result(number)
     assert sizes == [
-        (9, 2, "flips"),
-        (9, 4, "flips"),
-        (9, 3, "flips"),
-        (9, 2, "flips"),
-        (6, 1, "flips"),
-        (6, 1, "classical"),
-        (6, 1, "flips"),
-        (3, 1, "flips"),
-        (9, 2, "flips"),
+        (9, 2, "flips", "added"),
+        (9, 3, "flips", "added"),
+        (9, 2, "flips", "added"),
+        (9, 1, "flips", "added"),
+        (6, 1, "flips", "added"),
+        (6, 1, "classical", "added"),
+        (6, 1, "flips", "added"),
+        (3, 1, "flips", "added"),
+        (9, 2, "flips", "added"),
+        (9, 2, "flips", "added"),
+        (9, 2, "flips", "first"),
+        (8, 1, "flips", "added"),
     ]
 
 
-def test_training_parts_are_a_share_of_s_train_and_the_first_or_the_best_pairs():
+def test_both_schedules_of_s_train_alone_are_one_training(tmp_path, data):
+    grid = grid_of(data, tmp_path)
+    one, same = (grid.result(cell(schedule=name))[0] for name in ("epochs", "steps"))
+    assert len(list(tmp_path.glob("*.csv"))) == 1
+    assert one["dice"].equals(same["dice"]) and set(same["schedule"]) == {"steps"}
+
+
+def test_how_long_all_are_trained_follows_from_the_plateau_of_s_train_alone(
+    tmp_path, data, monkeypatch
+):
+    def made_up(artefact, one, part, data, recipe):
+        steps = artefact.settings["steps"]
+        asked = [steps * (i + 1) // 20 for i in range(20)]
+        curve = [(step, 0.8 if step >= plateau_at else 0.5) for step in asked]
+        artefact.path.parent.mkdir(exist_ok=True)
+        artefact.path.write_text("id,test,steps\na,S-test,1\n")
+        artefact.record(curve=curve)
+
+    monkeypatch.setattr(cells, "train_and_measure", made_up)
+    for plateau_at, alone, more in ((30, 53, 80), (95, 100, 150)):
+        grid = grid_of(data, tmp_path / str(plateau_at), epochs=0, most_steps=100)
+        assert grid.steps(cell(), 6) == grid.steps(cell(schedule="steps"), 9) == alone
+        assert grid.steps(cell("controlnet", 3), 9) == more  # equal epochs of half as many again
+        assert grid.steps(cell(schedule="plateau"), 6) == 100
+    rows, _ = grid.result(cell(schedule="steps"))
+    assert rows["plateau"].isna().all()
+    assert grid_of(data, tmp_path, epochs=3).budget("unet") == 3
+
+
+def test_every_cell_is_written_and_a_network_without_a_plateau_is_named(
+    tmp_path, tests, monkeypatch, capsys
+):
+    study = SimpleNamespace(part=lambda name: Pairs(*discs(4, 0)[:2]))
+    curve = pd.DataFrame({"step": [1, 2], "val_dice": [0.5, 0.6]})
+
+    def made_up(grid, one):
+        begin = np.nan if one.network == "dcsaunet" else 1
+        return pd.DataFrame({"id": ["a"], "dice": [0.5], "plateau": [begin]}), curve
+
+    monkeypatch.setattr(cells.Grid, "result", made_up)
+    settings = grid_settings(epochs=0, most_steps=7)
+    todo = [cell(schedule="plateau", network=n) for n in ("unet", "dcsaunet")] + [cell()]
+    rows, curves = cells.run_cells(todo, study, {}, tests, settings, tmp_path)
+    assert len(rows) == 3 and curves["cell"].tolist() == [c.id for c in todo for _ in range(2)]
+    assert {path.stem for path in (tmp_path / "cells").glob("*.csv")} == {c.id for c in todo}
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert len(said) == 1 and "dcsaunet has no plateau within `most_steps`, 7 steps" in said[0]
+
+
+def test_every_training_says_where_its_plateau_begins():
+    steps = np.arange(10, 101, 10)
+    curves = pd.concat(
+        pd.DataFrame({"step": steps, "val_dice": dice}).assign(cell=name, network="unet")
+        for name, dice in (("a", np.where(steps < 40, 0.5, 0.8)), ("b", steps / 200))
+    )
+    found = cells.learnt(curves, gain=0.01).set_index("cell")
+    assert found["plateau"]["a"] == 50 and np.isnan(found["plateau"]["b"])
+    assert found["val_dice"].tolist() == [0.8, 0.5] and set(found["steps"]) == {100}
+
+
+def test_training_parts_are_a_share_of_s_train_and_what_is_added():
     images, masks, _ = discs(10, 0)
     made, shapes, _ = discs(5, 4)
-    synthetic = made, shapes, [0.1, 0.9, 0.3, 0.9, 0.5]
-    part = cells.training_part
+    others, outlines, _ = discs(8, 6)
+    data = cells.CellData(
+        {"S-train": (images, masks), "G": (others, outlines)},
+        {"controlnet": (made, shapes, [0.1, 0.9, 0.3, 0.9, 0.5])},
+        {},
+    )
     for one, real, added in (
         (cell(), 10, []),
         (cell(share=25), 2, []),
         (cell("controlnet", 3), 10, [0, 1, 2]),
+        (cell("controlnet_mixed", 3), 10, [0, 1, 2]),
         (cell("controlnet", 2, 0), 0, [0, 1]),
         (cell("controlnet_best", 3), 10, [1, 3, 4]),
     ):
-        found = part(one, images, masks, synthetic)
+        found, number = cells.training_part(one, data)
+        assert number == real
         np.testing.assert_array_equal(found[0], np.concatenate([images[:real], made[added]]))
         np.testing.assert_array_equal(found[1], np.concatenate([masks[:real], shapes[added]]))
+    found, _ = cells.training_part(cell("controlnet_shuffled", 3), data)
+    np.testing.assert_array_equal(found[0][10:], made[:3])
+    np.testing.assert_array_equal(found[1][10:], shapes[[2, 0, 1]])  # none keeps its own
+    found, number = cells.training_part(cell("real_pairs", 50, 20), data)
+    assert number == 2
+    np.testing.assert_array_equal(found[0], np.concatenate([images[:2], others[:4]]))
+    np.testing.assert_array_equal(found[1], np.concatenate([masks[:2], outlines[:4]]))
 
 
 def test_too_few_synthetic_pairs_are_refused():
-    images, masks, _ = discs(4, 0)
-    for pairs, there in (((images[:3], masks[:3], [1, 1, 1]), 3), (None, 0)):
+    part = discs(4, 0)[:2]
+    images, masks = part
+    for sets, there in (({"pix2pixhd": (images[:3], masks[:3], [1, 1, 1])}, 3), ({}, 0)):
         with pytest.raises(InputError, match=f"needs 7 .* pix2pixhd; there are {there}"):
-            cells.training_part(cell("pix2pixhd_best", 7), images, masks, pairs)
+            data = cells.CellData({"S-train": part}, sets, {})
+            cells.training_part(cell("pix2pixhd_best", 7), data)
 
 
 def test_summary_and_table_by_hand():
@@ -384,6 +491,8 @@ def test_summary_and_table_by_hand():
         columns=[*cells.ARM, "test", "seed", "dice"],
     )
     rows = rows.assign(
+        generator="first",
+        plateau=np.where(rows["seed"] == 0, 2.0, np.nan),
         **dict.fromkeys(measures.MEASURES[1:], 0.5),
         tp=0.2,
         fp=[0, 0.4] * 2,
@@ -398,6 +507,7 @@ def test_summary_and_table_by_hand():
     assert per_seed["images"].tolist() == [2, 2] and per_seed["seed"].tolist() == [0, 1]
     table = cells.table2(per_seed)
     assert len(table) == 1 and table["seeds"].item() == 2 and table["steps"].item() == 2
+    assert table["generators"].item() == 1 and table["unfinished"].item() == 1
     assert table["dice_mean"].item() == pytest.approx(0.75)
     assert table["dice_sd"].item() == pytest.approx(0.3 / 2**0.5)
     assert np.isnan(cells.table2(per_seed[:1])["dice_sd"].item())

@@ -188,6 +188,7 @@ def test_control_sets_change_one_thing_each(tmp_path):
     for name, same_masks in {
         "base": True,
         "controlnet_empty": True,
+        "controlnet_uniform": True,
         "controlnet_real": False,
         "controlnet_fitted": False,
     }.items():
@@ -196,6 +197,9 @@ def test_control_sets_change_one_thing_each(tmp_path):
         assert np.array_equal(shapes, masks[:4]) == same_masks
         if name == "controlnet_empty":
             assert words == [""] * 4
+        elif name == "controlnet_uniform":
+            uniform = prompts.draw(study.part("G").table, 4, 1, "uniform")
+            assert words == prompts.describe(uniform, "full", ["size"], masks[:4])
         elif same_masks:
             assert words == texts[:4]
         else:  # the same labels, with the size of the other mask

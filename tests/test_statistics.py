@@ -29,6 +29,27 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(seeds, of_seeds, of_i
     assert 0.92 <= covered / RUNS <= 0.98
 
 
+def test_the_interval_covers_too_if_generators_are_drawn_as_well(monkeypatch):
+    monkeypatch.setattr(statistics, "DRAWS", 400)
+    rng, covered = np.random.default_rng(8), 0
+    for run in range(RUNS):
+        scores = draws(rng, 3, 60, 0.01, 0.1, 0.03, mean=0.8) + rng.normal(0, 0.02, (3, 1, 1))
+        _, low, high = statistics.interval(scores + rng.normal(0, 0.03, (3, 3, 60)), seed=run)
+        covered += low <= 0.8 <= high
+    assert 0.92 <= covered / RUNS <= 0.98
+
+
+def test_generators_of_one_arm_are_compared_with_an_arm_that_has_none():
+    rng = np.random.default_rng(9)
+    alone = rng.normal(0.8, 0.1, (3, 50))
+    added = alone + 0.02 + rng.normal(0, 0.01, (2, 1, 1)) + rng.normal(0, 0.001, (2, 3, 50))
+    found = statistics.compare(added, alone)
+    assert found["generators"] == 2 and found["seeds"] == 3 and found["images"] == 50
+    assert found["difference"] == pytest.approx((added - alone).mean())
+    one = statistics.compare(added[:1], alone)
+    assert one["high"] - one["low"] < (found["high"] - found["low"]) / 5
+
+
 @pytest.mark.parametrize("of_seeds", [0.0, 0.01, 0.04])
 def test_the_paired_test_finds_nothing_where_nothing_is(of_seeds):
     rng, found = np.random.default_rng(2), 0

@@ -65,26 +65,33 @@ Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[int, Field(ge=1, le=100)]
 Factor = Annotated[float, Field(gt=0)]
 AugmentedTraining = Literal["base", "controlnet", "pix2pixhd", "reference", "classifier"]
-Network = Literal["unet", "dcsaunet"]
+Network = Literal["unet", "unet_imagenet", "dcsaunet"]
 Arm = Literal[
     "table",
     "steps",
+    "real_pairs",
+    "shuffled",
     "classical",
+    "low_data",
     "synthetic_only",
     "masks",
     "prompts",
     "filtered",
+    "mixing",
     "base",
-    "low_data",
     "plus",
 ]
 GeneratorFolders = Annotated[
     dict[str, str],
-    _named(r"(?!real$|classical$|base$|pix2pixhd|controlnet)[a-z][a-z0-9_]*(?<!_best)"),
+    _named(
+        r"(?!real$|real_pairs$|classical$|base$|pix2pixhd|controlnet|.*_seed\d+$)[a-z][a-z0-9_]*"
+        r"(?<!_best)(?<!_shuffled)(?<!_first)(?<!_mixed)"
+    ),
     Field(
         json_schema_extra={
-            "names": "lower-case letters, digits and _, not real, classical or base, not beginning "
-            "with controlnet or pix2pixhd, not ending in _best"
+            "names": "lower-case letters, digits and _, not real, real_pairs, classical or base, "
+            "not beginning with controlnet or pix2pixhd, not ending in _best, _shuffled, _first, "
+            "_mixed or _seed and a number"
         }
     ),
 ]
@@ -177,13 +184,14 @@ class Design(Group):
         {}, "Synthetic pairs of other generators, NAME: folder (--synthetic NAME=DIR)."
     )
     synthetic_amounts: Annotated[list[Count], *DISTINCT] = setting(
-        [20, 40, 60],
-        "Numbers of synthetic pairs added to S-train (paper: 1,000, 3,000, 5,000).",
+        [60],
+        "Numbers of synthetic pairs added to S-train (paper: 1,000, 3,000, 5,000, which are 1.43, "
+        "4.3 and 7.1 times S-train).",
         unit="pairs",
         min_length=1,
     )
     arms: Annotated[list[Arm], *DISTINCT] = setting(
-        ["table", "steps", "classical"],
+        ["table", "steps", "real_pairs", "shuffled", "classical", "low_data"],
         "Groups of segmentation trainings that run; lesionlib.segmentation.grid describes them.",
         min_length=1,
     )
@@ -539,23 +547,54 @@ class Segmentation(Group):
     """The segmentation networks of Table 2 (notebook 06)."""
 
     networks: Annotated[list[Network], *DISTINCT] = setting(
-        ["unet", "dcsaunet"], "Segmentation networks of Table 2.", min_length=1
+        ["unet"],
+        "Segmentation networks of Table 2; unet_imagenet is a U-Net on EfficientNet-Lite0 with "
+        "ImageNet weights.",
+        min_length=1,
     )
     control_networks: Annotated[list[Network], *DISTINCT] = setting(
         ["unet"], "Networks that are trained in the arms that the paper does not have."
+    )
+    brief_networks: Annotated[list[Network], *DISTINCT] = setting(
+        [],
+        "Networks that, where time is short, see little: S-train alone and the largest amount of "
+        "the first generator's pairs, for equal steps; in control_networks also the headroom, and "
+        "the same at control_share.",
     )
     seeds: Annotated[list[Seed], *DISTINCT] = setting(
         [0, 1],
         "Seeds of the trainings; every entry of Table 2 is trained once with each.",
         min_length=1,
     )
-    data_shares: Annotated[list[Share], *DISTINCT] = setting(
-        [25], "Shares of S-train in the low-data curve, in addition to 100.", unit="percent"
-    )
-    matched_steps: int = setting(
+    arm_seeds: int = setting(
         0,
-        'Length of every training under the arm "steps"; 0: that of the largest training set.',
-        unit="optimiser steps",
+        "The first so many of the seeds serve all but S-train alone, its headroom, and what is "
+        "compared at control_share; 0: all.",
+        ge=0,
+    )
+    data_shares: Annotated[list[Share], *DISTINCT] = setting(
+        [25], "Shares of S-train in the arm low_data, in addition to 100.", unit="percent"
+    )
+    control_share: int = setting(
+        25,
+        "Share of S-train on which synthetic pairs are compared with one another; best one at "
+        "which more real pairs still help. At 100 every one of data_shares gets synthetic pairs.",
+        unit="percent",
+        ge=1,
+        le=100,
+    )
+    real_pairs: Annotated[list[Share], *DISTINCT] = setting(
+        [100],
+        "Shares of G whose real pairs are added to S-train in place of synthetic ones; the largest "
+        "is the headroom.",
+        unit="percent",
+        min_length=1,
+    )
+    equal_epochs_up_to: int = setting(
+        60,
+        "Largest amount of synthetic pairs that is also trained for equal epochs, which takes the "
+        "more steps the more pairs there are; 0: all amounts, and all real pairs of G.",
+        unit="pairs",
         ge=0,
     )
     segmentation_precision: Literal["auto", "no", "bf16"] = setting(
@@ -568,7 +607,7 @@ class Segmentation(Group):
         ge=1,
     )
     unet_encoder: str = setting(
-        "resnet18", "Encoder of segmentation-models-pytorch, without pretrained weights."
+        "tu-resnet10t", "Encoder of segmentation-models-pytorch, without pretrained weights."
     )
     unet_decoder: list[Count] = setting(
         [64, 48, 32, 16],
@@ -577,12 +616,28 @@ class Segmentation(Group):
         min_length=1,
     )
     epochs: int = setting(
-        2, "Length of every segmentation training (paper: 350).", unit="epochs", ge=1
+        0,
+        "Length of the trainings on S-train alone (paper: 350), from which all others follow; 0: "
+        "until the plateau of validation (lesionlib.segmentation.plateau).",
+        unit="epochs",
+        ge=0,
     )
-    batch: int = setting(8, "Images per training step (paper: 256).", unit="images", ge=1)
+    most_steps: int = setting(
+        60,
+        "Length of the training that finds the plateau, and the longest on S-train alone.",
+        unit="optimiser steps",
+        ge=1,
+    )
+    plateau_gain: float = setting(
+        0.01,
+        "Gain of the validation Dice that, once no longer reached, marks the plateau.",
+        gt=0,
+        lt=1,
+    )
+    batch: int = setting(16, "Images per training step (paper: 256).", unit="images", ge=1)
     lr: float = setting(1.0e-3, "Learning rate of Adam (as in the paper).", gt=0)
     validations: int = setting(
-        10,
+        12,
         "Validations on S-val in each training, the last at its end; the best weights are kept.",
         ge=1,
     )
@@ -592,7 +647,11 @@ class Jobs(Group):
     """How the work is divided into jobs."""
 
     cells_per_job: int = setting(
-        20, "Cells of Table 2's grid that share one run of notebook 06.", neutral=True, ge=1
+        12,
+        "Trainings of Table 2's grid that share one run of notebook 06; one of DCSAU-Net counts "
+        "as four.",
+        neutral=True,
+        ge=1,
     )
     threads: int = setting(
         1,
@@ -747,8 +806,8 @@ def _rules(settings: Settings, groups):
         widths = {"pix2pixhd_enhancers": 2**pix.enhancers}
         yield from _size_rules("pix2pixhd_channels", pix.channels, widths)
     if "segmentation" in groups:
-        factors = {"unet": ("the levels of unet_decoder", 2 ** len(segmentation.unet_decoder))}
-        factors["dcsaunet"] = ("dcsaunet", 16)
+        unet = "the levels of unet_decoder", 2 ** len(segmentation.unet_decoder)
+        factors = {"unet": unet, "unet_imagenet": unet, "dcsaunet": ("dcsaunet", 16)}
         factors = dict(factors[network] for network in segmentation.networks)
         yield from _size_rules("segmentation_size", segmentation.segmentation_size, factors)
     if "reference" in groups:

@@ -12,6 +12,6 @@ STAGES = {
     "04_pix2pixhd": ("data", "design", "augmentation", "base", "training", "controlnet",
                      "pix2pixhd"),
     "05_image_quality": ("data", "design", "reference", "training", "sampling", "evaluation"),
-    "06_segmentation": ("data", "design", "evaluation", "segmentation"),
+    "06_segmentation": ("data", "design", "training", "evaluation", "segmentation"),
     "07_figures": ("data", "design"),
 }  # fmt: skip

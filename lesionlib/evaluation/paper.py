@@ -17,20 +17,71 @@ TABLE2 = pd.DataFrame(
     columns=["network", "method", "rank", "paper dice"],
 )  # rank 1, 2, 3: the paper's 1,000, 3,000 and 5,000 synthetic images
 
+S_TRAIN = 700  # images of S that the paper trains on
 NAMES = {
     "real": "S-train alone",
+    "real_pairs": "real pairs of G",
+    "classical": "classical augmentation",
     "controlnet": "ControlNet",
     "pix2pixhd": "Pix2PixHD",
     "pix2pixhd_plus": "Pix2PixHD+ (ours)",
     "unet": "U-Net",
+    "unet_imagenet": "U-Net with an ImageNet encoder",
     "dcsaunet": "DCSAU-Net",
     "base": "base without ControlNet (chance)",
 }
 
 
+ENDINGS = {  # of methods: what is changed
+    "best": "highest mask fidelity",
+    "shuffled": "masks of other pairs",
+    "first": "before the real ones",
+    "mixed": "half of each batch",
+    "paper": "automatic masks",
+    "real": "masks of G",
+    "fitted": "fitted masks",
+    "empty": "empty prompts",
+    "uniform": "uniform prompts",
+}
+
+
 def display_name(text: str) -> str:
     """The display name of a method or network."""
+    method, _, ending = text.rpartition("_")
+    if text not in NAMES and ending in ENDINGS:
+        return f"{display_name(method)}, {ENDINGS[ending]}"
     return NAMES.get(text, text)
+
+
+def ratio(amount: int, s_train: int) -> str:
+    """An amount of pairs as a multiple of S-train, and whether the paper has the same one."""
+    own, theirs = amount / s_train, [a / S_TRAIN for a in (1000, 3000, 5000)]
+    same = any(abs(own / one - 1) < 0.05 for one in theirs)
+    listed = ", ".join(f"{one:.2f}" for one in theirs)
+    return f"{own:.2f} × S-train" + ("" if same else f"; paper: {listed}")
+
+
+def training_set(method: str, amount: int, share: int, s_train: int, g: int) -> str:
+    """What an arm is trained on, as the name of its row; `s_train` and `g`: pairs of these parts.
+
+    `share` is in percent of S-train, `amount` of real_pairs in percent of G.
+    """
+    real = round(s_train * share / 100)
+    start = {100: "S-train", 0: ""}.get(share, f"{share} % of S-train ({real:,})")
+    if method == "classical":
+        return f"{start}, classical augmentation"
+    if not amount:
+        return f"{start} alone"
+    if method == "real_pairs":
+        return f"{start} + {round(g * amount / 100):,} real pairs of G"
+    added = f"{amount:,} {display_name(method)} ({ratio(amount, s_train)})"
+    return f"{start} + {added}" if start else f"{added} only"
+
+
+def labelled(table: pd.DataFrame, s_train: int, g: int) -> pd.DataFrame:
+    """A table of arms (method, amount, share) with a column "trained on", the `training_set`."""
+    arms = table[["method", "amount", "share"]].itertuples(index=False, name=None)
+    return table.assign(**{"trained on": [training_set(*arm, s_train, g) for arm in arms]})
 
 
 def join_table1(table: pd.DataFrame) -> pd.DataFrame:
@@ -44,8 +95,10 @@ def join_table2(table: pd.DataFrame) -> pd.DataFrame:
     The paper does not say which network its rows with synthetic images used. They are assigned to
     the U-Net, the network that its text discusses, and to equal epochs, its schedule.
     """
-    amounts = sorted(set(table["amount"]) - {0})
+    known = table["method"].isin(TABLE2["method"])
+    amounts = sorted(set(table.loc[known, "amount"]) - {0})
     rank = table["amount"].map({0: 0} | {a: i for i, a in enumerate(amounts, 1)})
-    reported = TABLE2.assign(schedule="epochs")
-    keys = ["network", "method", "rank", "schedule"]
+    reported, keys = TABLE2.assign(schedule="epochs"), ["network", "method", "rank", "schedule"]
+    if "share" in table:  # else published before low-data shares were part of it
+        reported, keys = reported.assign(share=100), [*keys, "share"]
     return table.assign(rank=rank).merge(reported, on=keys, how="left").drop(columns="rank")

@@ -1,12 +1,14 @@
 """Comparison of two arms: intervals, tests, equivalence and power.
 
-One crossed design throughout: a score for each seed and each image, the same images in every arm.
-Both seeds and images are samples of a population, so both are resampled: a difference must hold
-beyond the seeds at hand. With one seed the variance between seeds is unknown and left out; tables
-state the number of seeds.
+One crossed design throughout: a score for each seed and each image, the same images in every arm;
+if a generator was trained with several seeds, for each of these too: (generators, seeds, images).
+All of them are samples of a population, so all are resampled: a difference must hold beyond the
+seeds at hand. With one seed the variance between seeds is unknown and left out; tables state the
+number of seeds and of generators.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -17,16 +19,15 @@ DRAWS = 2000  # bootstrap samples
 
 
 def _parts(scores: np.ndarray):
-    """Variance of the grand mean of scores (seeds, images), and its degrees of freedom.
+    """Variance of the grand mean of scores (…, seeds, images), and its degrees of freedom.
 
-    The squared standard errors over seed means and over image means are added, which counts the
-    residual twice and is therefore conservative; degrees of freedom after Satterthwaite.
+    The squared standard errors over the means of seeds, of images and of generators are added,
+    which counts the residual several times and is therefore conservative; degrees of freedom after
+    Satterthwaite.
     """
-    terms = [
-        (means.var(ddof=1) / len(means), len(means) - 1)
-        for means in (scores.mean(axis=1), scores.mean(axis=0))
-        if len(means) > 1
-    ]
+    axes = range(scores.ndim)
+    every = [scores.mean(axis=tuple(a for a in axes if a != axis)) for axis in axes]
+    terms = [(x.var(ddof=1) / len(x), len(x) - 1) for x in every if len(x) > 1]
     total = sum(term for term, _ in terms)
     spread = sum(term**2 / n for term, n in terms)
     return total, (total**2 / spread if spread else math.inf)
@@ -34,23 +35,36 @@ def _parts(scores: np.ndarray):
 
 def _scores(scores) -> np.ndarray:
     scores = np.atleast_2d(np.asarray(scores, dtype=float))
-    if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
-        raise ValueError(f"scores must be finite, shaped (seeds, images); it is {scores.shape}")
+    if scores.ndim > 3 or not scores.size or not np.isfinite(scores).all():
+        shape = "(seeds, images) or (generators, seeds, images)"
+        raise ValueError(f"scores must be finite, shaped {shape}; they are {scores.shape}")
     return scores
 
 
-def interval(scores, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of scores (seeds, images) or (images,), with the bounds of a bootstrap interval.
+@lru_cache(maxsize=32)
+def _weights(n: int, axis: int, seed: int, draws: int) -> np.ndarray:
+    """Shares (draws, n) of n seeds or images in samples drawn with replacement."""
+    draw = np.random.default_rng((seed, axis))
+    return draw.multinomial(n, [1 / n] * n, draws) / n
 
-    Seeds and images are resampled together (pigeonhole bootstrap, Owen 2007). With few seeds this
+
+def _resampled(scores: np.ndarray, seed: int) -> np.ndarray:
+    """Grand means (DRAWS,) of scores whose axes are all resampled."""
+    names = "gsi"[-scores.ndim :]
+    shares = [_weights(n, axis, seed, DRAWS) for axis, n in enumerate(scores.shape[::-1], 1)]
+    rule = f"{names},{','.join(f'd{name}' for name in names[::-1])}->d"
+    return np.einsum(rule, scores, *shares, optimize=True)
+
+
+def interval(scores, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of scores (…, seeds, images) or (images,), with the bounds of a bootstrap interval.
+
+    All axes are resampled together (pigeonhole bootstrap, Owen 2007). With few seeds this
     underestimates the spread, so the quantiles are rescaled to the unbiased variance and the t
     distribution for these numbers of seeds and images. ValueError if scores are not finite.
     """
     scores = _scores(scores)
-    draw, (rows, columns) = np.random.default_rng(seed), scores.shape
-    weights = [draw.multinomial(n, [1 / n] * n, DRAWS) / n for n in (rows, columns)]
-    means = np.einsum("ds,si,di->d", weights[0], scores, weights[1], optimize=True)
-    deviations = means - scores.mean()
+    deviations = _resampled(scores, seed) - scores.mean()
     variance, freedom = _parts(scores)
     mean = float(scores.mean())
     if not variance or not deviations.std():
@@ -63,25 +77,26 @@ def interval(scores, level: float = 0.95, seed: int = 0) -> tuple[float, float, 
 
 
 def compare(first, second, margin: float = MARGIN, seed: int = 0) -> dict:
-    """Compare two arms, scores (seeds, images) or (images,) of the same images.
+    """Compare two arms, scores (…, seeds, images) or (images,) of the same images.
 
     Keys: difference, the mean of first - second, with its 95 % interval (low, high); p of the t
     test with the variance over seeds and images; p_images of Wilcoxon's signed-rank test over
     images, which treats these seeds as fixed; effect, the difference in standard deviations of the
     differences per image; equivalent, whether the 90 % interval lies within `margin`; detectable,
-    the smallest difference that this design finds with 80 % power; images and seeds, their
-    numbers. ValueError if the numbers of seeds or images differ.
+    the smallest difference that this design finds with 80 % power; images, seeds and generators,
+    their numbers. ValueError if the numbers of seeds or images differ.
     """
     first, second = _scores(first), _scores(second)
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"arms of {first.shape[1]} and {second.shape[1]} images are not paired")
-    if len(first) != len(second):
-        raise ValueError(f"arms of {len(first)} and {len(second)} seeds are not paired")
+    for axis, name in ((-1, "images"), (-2, "seeds")):
+        numbers = first.shape[axis], second.shape[axis]
+        if numbers[0] != numbers[1]:
+            raise ValueError(f"arms of {numbers[0]} and {numbers[1]} {name} are not paired")
     differences = first - second
     mean, low, high = interval(differences, seed=seed)
     _, inner_low, inner_high = interval(differences, level=0.90, seed=seed)
     variance, freedom = _parts(differences)
-    error, per_image = math.sqrt(variance), differences.mean(axis=0)
+    error = math.sqrt(variance)
+    per_image = differences.mean(axis=tuple(range(differences.ndim - 1)))
     quantiles = stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom) if error else 0.0
     spread = per_image.std(ddof=1) if len(per_image) > 1 else 0.0
     return {
@@ -93,8 +108,9 @@ def compare(first, second, margin: float = MARGIN, seed: int = 0) -> dict:
         "effect": float(mean / spread) if spread else 0.0,
         "equivalent": bool(-margin < inner_low and inner_high < margin),
         "detectable": float(quantiles * error),
-        "images": differences.shape[1],
-        "seeds": len(differences),
+        "images": differences.shape[-1],
+        "seeds": differences.shape[-2],
+        "generators": len(differences) if differences.ndim == 3 else 1,
     }
 
 
@@ -106,16 +122,17 @@ def holm(p) -> np.ndarray:
     return adjusted[order.argsort()]
 
 
-def table(arms: dict, against: str, margin: float = MARGIN) -> pd.DataFrame:
-    """A row per arm {name: scores (seeds, images)}: mean, 95 % interval, and `compare`'s results.
+def table(arms: dict, against: str, interval=interval, compare=compare) -> pd.DataFrame:
+    """A row per arm {name: scores}: mean, 95 % interval, and `compare`'s results.
 
     `against` names the arm that all others are compared with; p_holm corrects over all of them.
+    `interval` and `compare` know the kind of scores.
     """
     rows = []
     for name, scores in arms.items():
         mean, low, high = interval(scores)
         row = {"arm": name, "mean": mean, "mean_low": low, "mean_high": high}
-        rows.append(row | ({} if name == against else compare(scores, arms[against], margin)))
+        rows.append(row | ({} if name == against else compare(scores, arms[against])))
     found = pd.DataFrame(rows)
     others = found["arm"] != against
     if others.any():

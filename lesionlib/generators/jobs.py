@@ -29,7 +29,7 @@ from lesionlib.generators.budget import pix2pixhd_settings
 from lesionlib.generators.latents import examples
 from lesionlib.masks import conditions
 from lesionlib.segmentation import reference
-from lesionlib.segmentation.grid import control_sets
+from lesionlib.segmentation.grid import control_sets, repeats
 
 # groups of settings that jobs read
 LAUNCHED = ("data", "augmentation", "base", "training", "controlnet", "validation", "sampling")
@@ -258,13 +258,13 @@ class Painter:
 
 
 def further_controlnets(run, settings, pipe, **facts):
-    """Train a ControlNet for each further generator seed, and generate its images (`sets.repeats`).
+    """Train a ControlNet for each further generator seed, and generate its images (`grid.repeats`).
 
     The same as with the first seed: of S-test's masks with empty prompts, and the synthetic pairs.
     """
     test, conditioned = dataset.load(run).part("S-test"), conditions.load(run)[:2]
     seeds = settings.training.generator_seeds
-    for seed, name in list(sets.repeats("controlnet", seeds).items())[1:]:
+    for seed, name in list(repeats("controlnet", seeds).items())[1:]:
         own = of_seed(settings, seed)
         controlled = ControlNetTraining(run, own, pipe, name).complete(**facts)
         painter = Painter(run, own, pipe, controlled, model=name, **facts)
@@ -274,7 +274,7 @@ def further_controlnets(run, settings, pipe, **facts):
 
 def prepare_pix2pixhd(run, settings, plus: bool = False, name: str = "", **facts):
     """The run's Pix2PixHD generator, or with `plus` that of Pix2PixHD+, trained on G unless it is
-    current. `name`: of the model, if not the method's (`sets.repeats`)."""
+    current. `name`: of the model, if not the method's (`grid.repeats`)."""
     name = name or ("pix2pixhd_plus" if plus else "pix2pixhd")
     folder, part, options = resolve(run), dataset.load(run).part("G"), pix2pixhd_settings(settings)
     target, vgg = folder / "models" / name, pix2pixhd.vgg_loss_or_none(options.vgg)
@@ -322,7 +322,7 @@ def further_pix2pixhds(run, settings, plus: bool = False, **facts):
     seed (see `further_controlnets`)."""
     test, conditioned = dataset.load(run).part("S-test"), conditions.load(run)[:2]
     method, seeds = "pix2pixhd_plus" if plus else "pix2pixhd", settings.training.generator_seeds
-    for seed, name in list(sets.repeats(method, seeds).items())[1:]:
+    for seed, name in list(repeats(method, seeds).items())[1:]:
         own = of_seed(settings, seed)
         generator = prepare_pix2pixhd(run, own, plus, name, **facts)
         target = run, own, generator

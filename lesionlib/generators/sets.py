@@ -174,11 +174,6 @@ def load(folder, notebook: str):
     return images, (np.stack(masks) > 127).astype(np.uint8), fingerprint
 
 
-def repeats(method: str, seeds) -> dict[int, str]:
-    """Name of a method's sets and models by generator seed: METHOD, then METHOD_seedN."""
-    return {seed: f"{method}_seed{seed}" if i else method for i, seed in enumerate(seeds)}
-
-
 def source_notebook(name: str) -> str:
     """The notebook that generates a set, for messages about missing files."""
     return "04_pix2pixhd" if name.startswith("pix2pixhd") else "03_controlnet"

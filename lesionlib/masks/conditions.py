@@ -65,16 +65,19 @@ def vary(run, study, settings, name: str) -> tuple[np.ndarray, list[str]]:
     """Masks (n, S, S) and prompts of a control set: the first conditions with one thing changed.
 
     `name` as in `grid.control_sets`: controlnet_MODE draws masks in another mode, controlnet_empty
-    empties the prompts, base changes neither (it is sampled without control). n is the smallest of
-    `settings.design.synthetic_amounts`.
+    empties the prompts, controlnet_uniform draws their labels uniformly, base changes neither (it
+    is sampled without control). n is the smallest of `settings.design.synthetic_amounts`.
     """
     masks, sentences, _ = load(run)
     n, change = min(settings.design.synthetic_amounts), name.removeprefix("controlnet_")
-    if change not in MODES:
+    if change not in (*MODES, "uniform"):
         return masks[:n], [""] * n if change == "empty" else sentences[:n]
     empty = {name: [""] for name in (*prompts.ATTRIBUTES, "age")}
     path = resolve(run) / "data" / "conditions.csv"
     table = pd.read_csv(path, nrows=n, keep_default_na=False, na_values=empty)
-    real, seed = study.part("G").masks, int(table["seed"].iloc[0])
-    masks = random_masks(n, masks.shape[1], seed=seed, mode=change, real=real)
+    part, seed, masks = study.part("G"), int(table["seed"].iloc[0]), masks[:n]
+    if change == "uniform":
+        table = prompts.draw(part.table, n, seed, "uniform")
+    else:
+        masks = random_masks(n, masks.shape[1], seed=seed, mode=change, real=part.masks)
     return masks, prompts.describe(table, settings.data.prompt, settings.data.prompt_details, masks)

@@ -19,7 +19,7 @@ from lesionlib.engine import trace
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
-from lesionlib.evaluation import fidelity, paper
+from lesionlib.evaluation import claims, fidelity, paper
 from lesionlib.evaluation.paper import display_name
 from lesionlib.report.summary import quarantined, table
 
@@ -34,9 +34,12 @@ FIGURES = {  # name: caption; figures that a run does not have are left out
     "figure4": "Figure 4. The same four, enlarged where the original has most texture.",
     "segmentation": "Dice on S-test against the number of synthetic pairs added. Dashed: S-train "
     "alone. Bars: standard deviation over seeds.",
-    "low_data_unet": "Dice of the U-Net against the share of S-train, with and without synthetic "
-    "pairs, equal optimiser steps. Bars: 95 % interval over images and seeds.",
+    "validation": "Dice on S-val during training. Black: the training on S-train alone that found "
+    "the plateau (dashed); grey: all others.",
+    "worth_unet_steps": "Dice of the U-Net against the number of real pairs (black), and what "
+    "synthetic pairs are worth in real ones. Bars: 95 % intervals over images and seeds.",
 }
+UNFINISHED = " †"
 RESOURCES = {  # measurement of `stage`: heading, and measured units per displayed unit
     "seconds": ("minutes", 60),
     "cpu_seconds": ("CPU minutes", 60),
@@ -125,6 +128,16 @@ def _with_interval(row, digits: int) -> str:
     return "{} ({} to {})".format(*(f"{value:.{digits}f}" for value in values))
 
 
+def coloured(html: str) -> str:
+    """A table as HTML with the cells that hold a verdict in its colour (`claims.VERDICTS`)."""
+    for name, colour in claims.VERDICTS.items():
+        html = html.replace(f"<td>{name}</td>", f'<td style="color:{colour}">{name}</td>')
+    return html
+
+
+TEMPLATES.filters["coloured"] = coloured
+
+
 def image_table(folder) -> pd.DataFrame:
     """Table 1 of a run with 95 % intervals, beside the paper's values; a row per method."""
     compared = _read(folder, "table1_comparison").itertuples()
@@ -144,21 +157,75 @@ def image_table(folder) -> pd.DataFrame:
 
 
 def dice_table(folder) -> pd.DataFrame:
-    """Table 2 of a run with 95 % intervals, beside the paper's Dice; a row per training set."""
+    """Table 2 of a run with 95 % intervals, beside the paper's Dice; a row per training set.
+
+    UNFINISHED marks means of trainings of which some ended before their plateau.
+    """
+    compared, reported = (
+        _read(folder, "table2_comparison"),
+        paper.join_table2(_read(folder, "table2")),
+    )
+    if "trained on" not in compared:
+        compared, reported = _published_before(compared), _published_before(reported)
+    keys = ["network", "schedule", "trained on"]
+    marks = reported.set_index(keys)["unfinished"].gt(0).map({True: UNFINISHED, False: ""})
     found = {}
-    for row in _read(folder, "table2_comparison").itertuples():
-        method, amount = row.arm.split()
-        label = display_name(method) if method == "real" else f"+ {amount} {display_name(method)}"
-        cells = found.setdefault(row.arm, {"trained on": label})
-        cells[f"{display_name(row.network)}, equal {row.schedule}"] = _with_interval(row, 3)
-    reported = paper.join_table2(_read(folder, "table2"))
-    arms = reported["method"] + " " + reported["amount"].astype(str)
+    for row in compared.rename(columns={"trained on": "label"}).itertuples():
+        column = f"{display_name(row.network)}, equal {row.schedule}"
+        mark = marks.get((row.network, row.schedule, row.label), "")
+        found.setdefault(row.label, {"trained on": row.label})[column] = (
+            _with_interval(row, 3) + mark
+        )
     wide = pd.DataFrame(found.values())
     for network, subset in reported.groupby("network", sort=False):
-        known = subset["paper dice"].groupby(arms).first().reindex(found)  # the first known value
-        text = known.map("{:.3f}".format, na_action="ignore")
-        wide[f"paper: {display_name(network)}"] = text.to_numpy()
+        known = subset.groupby("trained on")["paper dice"].first().reindex(found)
+        if known.notna().any():
+            text = known.map("{:.3f}".format, na_action="ignore")
+            wide[f"paper: {display_name(network)}"] = text.to_numpy()
     return wide.fillna("")
+
+
+def _published_before(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of arms as it is now, from one that was published before rows had names."""
+    if "arm" in table:
+        split = table["arm"].str.split(expand=True)
+        table = table.assign(method=split[0], amount=split[1])
+    names = [
+        display_name(method) if method == "real" else f"+ {amount} {display_name(method)}"
+        for method, amount in zip(table["method"], table["amount"], strict=True)
+    ]
+    return table.assign(**{"trained on": names, "unfinished": 0})
+
+
+def headroom_table(folder) -> pd.DataFrame:
+    """What real pairs of G add, by network, schedule and share of S-train; empty if unknown."""
+    if not (folder / "tables" / "headroom.csv").exists():  # published before it was measured
+        return pd.DataFrame()
+    rows = _read(folder, "headroom")
+    return pd.DataFrame(
+        {
+            "network": rows["network"].map(display_name),
+            "schedule": "equal " + rows["schedule"],
+            "S-train": rows["share"].map("{} %".format),
+            "Dice alone": rows["alone"].map("{:.3f}".format),
+            "real pairs added": rows["pairs"],
+            "difference (95 % interval)": _differences(rows),
+            "headroom": rows["enough"].map({True: "yes", False: "no"}),
+        }
+    )
+
+
+def worth_table(folder) -> pd.DataFrame:
+    """The worth of synthetic pairs in words, a row for each arm; empty if not measured."""
+    if not (folder / "tables" / "worth.csv").exists():  # published before it was measured
+        return pd.DataFrame()
+    rows = _read(folder, "worth")
+    names = rows["network"].map(display_name) + ", equal " + rows["schedule"]
+    return pd.DataFrame({"network": names, "what synthetic pairs are worth": rows["sentence"]})
+
+
+def _differences(rows: pd.DataFrame) -> list[str]:
+    return [claims.with_interval(row) for row in rows.to_dict("records")]
 
 
 def fidelity_table(folder) -> pd.DataFrame:
@@ -187,14 +254,11 @@ def fidelity_table(folder) -> pd.DataFrame:
 def claims_table(folder) -> pd.DataFrame:
     """The verdicts on the paper's claims, Table 1 first, with the numbers behind them."""
     rows = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])
-    differences = [
-        f"{x.difference:+.3f} ({x.low:+.3f} to {x.high:+.3f})" for x in rows.itertuples(index=False)
-    ]
     return pd.DataFrame(
         {
             "claim": rows["claim"],
             "verdict": rows["verdict"],
-            "difference (95 % interval)": differences,
+            "difference (95 % interval)": _differences(rows),
             "p (Holm)": ["" if np.isnan(p) else f"{p:.2g}" for p in rows["p_holm"]],
             "detectable with 80 % power": rows["detectable"].map("{:.3f}".format),
         }
@@ -205,6 +269,8 @@ def _abstract(folder) -> dict:
     """The findings in the abstract: SSIM per method, largest gains, counts of verdicts."""
     ssim = _read(folder, "table1").set_index("method")["ssim"]
     rows, gains = _read(folder, "table2_comparison"), []
+    if "share" in rows:  # else published before it held other arms
+        rows = rows[(rows["share"] == 100) & (rows["method"] != "real_pairs")]
     synthetic = rows[rows["arm"] != "real 0"]
     for (network, schedule), part in synthetic.groupby(["network", "schedule"], sort=False):
         top = part.loc[part["difference"].idxmax()]
@@ -215,8 +281,7 @@ def _abstract(folder) -> dict:
             f"at equal {schedule}"
         )
     verdicts = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])["verdict"]
-    known = ["confirmed", "not confirmed", "not resolvable"]
-    known += ["not tested"] * ("not tested" in set(verdicts))
+    known = [name for name in claims.VERDICTS if name != "not tested" or name in set(verdicts)]
     return {
         "ssim": [f"{display_name(method)} {value:.3f}" for method, value in ssim.items()],
         "gains": gains,
@@ -264,6 +329,8 @@ def write_index(page, folder, links, figures):
         table1=image_table(folder),
         fidelity=fidelity_table(folder),
         table2=dice_table(folder),
+        headroom=headroom_table(folder),
+        worth=worth_table(folder),
         claims=claims_table(folder),
         figures=[
             (os.path.relpath(path, page.parent), caption)

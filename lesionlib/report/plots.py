@@ -10,6 +10,7 @@ from IPython.display import Image, display
 
 from lesionlib.engine.files import atomic_write, resolve
 from lesionlib.engine.stages import STAGES
+from lesionlib.evaluation import claims
 
 plt.style.use("seaborn-v0_8-colorblind")  # readable with colour blindness
 OUTLINE = (0, 190, 255)  # RGB: a blue that neither skin nor lesions have
@@ -135,6 +136,8 @@ def table(frame, precision: int = 3):
     """Display a table without its index; cells are shown as text, never as markup."""
     whole = frame.convert_dtypes()  # pandas turns counts with missing values into floats
     style = whole.style.format(precision=precision, na_rep="", escape="html")
+    if "verdict" in whole:
+        style = style.map(lambda name: f"color: {claims.VERDICTS[name]}", subset=["verdict"])
     display(style.format_index(escape="html", axis="columns").hide(axis="index"))
 
 

@@ -164,6 +164,11 @@ def _rows(table: pd.DataFrame) -> list[str]:  # DataFrame.to_markdown would need
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
 
+def _section(title: str, table: pd.DataFrame) -> list[str]:
+    """A title and a table as lines; nothing if the table is empty."""
+    return [] if table.empty else [title, "", *_rows(table)]
+
+
 def results(folder) -> str:
     """The tables of a published folder as Markdown, with intervals, n and seeds."""
     facts = read_json(folder / "provenance.json")
@@ -176,6 +181,11 @@ def results(folder) -> str:
         "and seeds.",
         "",
         *_rows(pages.dice_table(folder)),
+        *_section(
+            "Could a gain have been shown? What real pairs of G add in place of synthetic ones:",
+            pages.headroom_table(folder),
+        ),
+        *_section("The worth of synthetic pairs in real ones:", pages.worth_table(folder)),
         "Is the lesion in its mask? A U-Net that knows real images only, on the masks of S-test "
         f"(n = {n}) and on those of the training pairs:",
         "",

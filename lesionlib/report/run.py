@@ -71,13 +71,14 @@ class Run:
     def repeats(self, method: str) -> dict:
         """Images (n, S, S, 3) of S-test's masks by generator seed; an external generator's is 0."""
         seeds, own = self.settings.training.generator_seeds, self.settings.design.methods
-        names = generators.sets.repeats(method, seeds) if method in own else {0: method}
+        names = segmentation.grid.repeats(method, seeds) if method in own else {0: method}
         return {seed: self.images(f"generated/{name}")[0] for seed, name in names.items()}
 
     def further_seeds(self) -> list[str]:
         """Names of the sets that further generator seeds have generated."""
         seeds, own = self.settings.training.generator_seeds, self.settings.design.methods
-        return [name for m in own for name in list(generators.sets.repeats(m, seeds).values())[1:]]
+        every = (segmentation.grid.repeats(method, seeds) for method in own)
+        return [name for names in every for name in list(names.values())[1:]]
 
     def pairs(self, name: str) -> generators.sets.Pairs:
         """The synthetic pairs `name`; InputError if they leak held-out data (`leakage`)."""

@@ -6,7 +6,11 @@ from lesionlib.engine.errors import require
 from lesionlib.engine.files import resolve
 
 FIDELITY = "images masks n mean share_50 chance ceiling of_ceiling with_distractor".split()
-SHOWN = "network method amount schedule steps dice_mean dice_sd seeds remark".split()
+SHOWN = [
+    "network",
+    "trained on",
+    *"schedule steps dice_mean dice_sd seeds unfinished remark".split(),
+]
 
 
 def table(run, name: str) -> pd.DataFrame:

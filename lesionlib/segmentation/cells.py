@@ -1,6 +1,8 @@
 """The cells of Table 2: each is one training and its measures on every test set."""
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,41 +13,60 @@ from lesionlib.data import dataset
 from lesionlib.data.dataset import Study
 from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import write_csv
+from lesionlib.engine.files import Log, write_csv
 from lesionlib.engine.progress import progress
-from lesionlib.engine.provenance import digest
+from lesionlib.engine.provenance import digest, recorded
 from lesionlib.engine.settings import Settings
 from lesionlib.engine.training import Files, resolved_precision
-from lesionlib.segmentation import measures, networks, training
-from lesionlib.segmentation.grid import Cell, synthetic_set
+from lesionlib.segmentation import ledger, measures, networks, training
+from lesionlib.segmentation.grid import (
+    PLATEAU,
+    Cell,
+    of_generator,
+    plateau_cell,
+    synthetic_set,
+    treatment,
+)
 from lesionlib.segmentation.measures import MEASURES
+from lesionlib.segmentation.plateau import budget, plateau
 
 
 @dataclass(frozen=True)
 class CellData:
-    """The data on which cells are trained and tested.
+    """The data on which cells are trained and tested, at one size, shared by all of them.
 
-    `parts` maps S-train and S-val to (images, masks); `synthetic` is (images, masks,
-    mask_fidelity) or None; `tests` maps the name of a test set to (images (N, S, S, 3), N masks at
-    their own resolution, ids); `inputs`: digests of the test sets by name.
+    `parts` maps S-train, S-val and G to (images, masks); `synthetic` the names of sets to (images,
+    masks, mask_fidelity); `tests` the name of a test set to (images (N, S, S, 3), N masks at their
+    own resolution, ids); `inputs`: digests of the test sets by name.
     """
 
     parts: dict
-    synthetic: tuple | None
+    synthetic: dict
     tests: dict
     inputs: dict = field(default_factory=dict)
 
 
-def training_part(cell: Cell, images, masks, synthetic, order=None):
-    """Images and masks on which a cell is trained.
+def load_data(study: Study, pairs: dict, tests: dict, size: int) -> CellData:
+    """`CellData` of a study at `size` pixels.
 
-    They are the first `cell.share` percent of S-train (`images`, `masks`), then the first
-    `cell.amount` synthetic pairs: `synthetic` is (images, masks, mask_fidelity) or None. For a
-    method that ends in "_best", the pairs of the highest mask fidelity come first. InputError if
-    there are too few.
+    `pairs` maps a set's name to its pairs (`images`, `masks`, `fidelity`); `tests`: see `CellData`.
     """
-    real = round(len(images) * cell.share / 100)
-    available = 0 if synthetic is None else len(synthetic[0])
+    parts = {name: study.part(name) for name in ("S-train", "S-val", "G")}
+    return CellData(
+        {name: dataset.resized(one.images, one.masks, size) for name, one in parts.items()},
+        {n: (*dataset.resized(x.images, x.masks, size), x.fidelity) for n, x in pairs.items()},
+        {name: (dataset.shrunk(images, size), m, ids) for name, (images, m, ids) in tests.items()},
+        {f"test {name}": digest(images, list(ids), *m) for name, (images, m, ids) in tests.items()},
+    )
+
+
+def _synthetic(cell: Cell, pairs: tuple | None):
+    """Images and masks of a cell's synthetic pairs, from (images, masks, mask_fidelity) or None.
+
+    The first ones, or those of the highest fidelity, or the first ones with masks that have moved
+    on by one pair. InputError if there are too few.
+    """
+    available = 0 if pairs is None else len(pairs[0])
     if available < cell.amount:
         needed = f"{cell.amount} synthetic pairs of {synthetic_set(cell.method)}"
         raise InputError(
@@ -53,15 +74,36 @@ def training_part(cell: Cell, images, masks, synthetic, order=None):
             f"it needs {needed}; there are {available}",
             "lower `synthetic_amounts`, or generate more pairs (notebooks 02 to 04)",
         )
-    if not cell.amount:
-        return images[:real], masks[:real]
+    images, masks, fidelity = pairs
     chosen = np.arange(available)
-    if cell.method.endswith("_best"):
-        chosen = np.argsort(-np.asarray(synthetic[2]), kind="stable")
+    if treatment(cell.method) == "best":
+        chosen = np.argsort(-np.asarray(fidelity), kind="stable")
     chosen = chosen[: cell.amount]
-    return tuple(
-        np.concatenate([arrays[:real], added[chosen]])
-        for arrays, added in zip((images, masks), synthetic[:2], strict=True)
+    of_masks = np.roll(chosen, 1) if treatment(cell.method) == "shuffled" else chosen
+    return images[chosen], masks[of_masks]
+
+
+def training_part(cell: Cell, data: CellData):
+    """Images and masks on which a cell is trained, and how many of them are of S-train.
+
+    They are the first `cell.share` percent of S-train, then what is added: synthetic pairs, or the
+    first `cell.amount` percent of G. InputError if there are too few synthetic pairs.
+    """
+    images, masks = data.parts["S-train"]
+    real = round(len(images) * cell.share / 100)
+    if not cell.amount:
+        return (images[:real], masks[:real]), real
+    if cell.method == "real_pairs":
+        number = round(len(data.parts["G"][0]) * cell.amount / 100)
+        added = tuple(array[:number] for array in data.parts["G"])
+    else:
+        added = _synthetic(cell, data.synthetic.get(synthetic_set(cell.method)))
+    return (
+        tuple(
+            np.concatenate([array[:real], more])
+            for array, more in zip((images, masks), added, strict=True)
+        ),
+        real,
     )
 
 
@@ -85,109 +127,187 @@ def _read_rows(path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=text, float_precision="round_trip")
 
 
-def run_cell(cell: Cell, data: CellData, settings: Settings, folder, matched_steps: int = 0):
-    """Train and test one cell; returns a table with a row per test image.
-
-    `settings`: the groups `segmentation` and `evaluation`. Under the schedule "steps" a cell gets
-    `matched_steps`, else `epochs`. Columns: those of the cell, test, id, the measures of
-    `measures.segmentation` (surfaces within `surface_tolerance`), and, equal in all rows, pairs,
-    steps and val_dice. The result is an artefact in `folder`, named after its key and read back
-    while that is the same; cells that amount to the same training share one.
-    """
-    options = settings.segmentation
-    part = training_part(cell, *data.parts["S-train"], data.synthetic)
-    steps = matched_steps if cell.schedule == "steps" else None
-    steps = steps or training.count_steps(len(part[0]), options.epochs, options.batch)
+def recipe_of(cell: Cell, options, real: int) -> training.Recipe:
+    """How a cell is trained; `options`: the group `segmentation`; `real`: pairs of S-train."""
     classical = {"warps": networks.CLASSICAL, "colour": networks.COLOUR}
-    recipe = training.Recipe(
+    way = treatment(cell.method)
+    return training.Recipe(
         options.batch,
         options.lr,
         precision=options.segmentation_precision,
         validations=options.validations,
         encoder=options.unet_encoder,
         decoder=tuple(options.unet_decoder),
+        mixing=way if way in ("first", "mixed") else "added",
+        real=real,
         **(classical if cell.method == "classical" else {}),
     )
-    facts = recipe.determining() | {"network": cell.network, "steps": steps, "seed": cell.seed}
-    facts["tolerance"] = settings.evaluation.surface_tolerance
-    inputs = {"training part": digest(*part), "S-val": digest(*data.parts["S-val"]), **data.inputs}
-    artefact = Artefact(Path(folder), (run_cell,), facts, inputs)
-    artefact = replace(artefact, path=Path(folder) / f"{artefact.digest}.csv")
-    if not artefact.is_current():
-        _train_and_measure(artefact, cell, part, data, recipe)
-    rows = _read_rows(artefact.path)
-    for position, (name, value) in enumerate(asdict(cell).items()):
-        rows.insert(position, name, value)
-    return rows
 
 
-def _train_and_measure(artefact: Artefact, cell: Cell, part, data: CellData, recipe):
+def train_and_measure(artefact: Artefact, cell: Cell, part, data: CellData, recipe):
+    """Train a cell on `part`, (images, masks), and write its result with its record.
+
+    `artefact`: from `Grid.artefact`. The record keeps the curve, (step, Dice on S-val) of each
+    validation.
+    """
     path, settings, began = artefact.path, artefact.settings, time.monotonic()
-    files = Files(path.with_suffix(".pt"), path.parent / "logs" / path.name)
+    files = Files(path.with_suffix(".pt"), log_of(artefact))
     options = {name: settings[name] for name in ("seed", "steps")}
     val = data.parts["S-val"]
     model = training.train(
         cell.network, part, val, recipe, files=files, key=artefact.digest, **options
     )
+    trained = round(time.monotonic() - began, 2)
     dice = measures.dice(training.predict(model, val[0]), val[1])
     facts = {"pairs": len(part[0]), "steps": settings["steps"], "val_dice": dice.mean()}
-    seconds = round(time.monotonic() - began, 2)
     rows = measure_tests(model, data.tests, settings["tolerance"]).assign(**facts)
     Path(f"{path}.json").unlink(missing_ok=True)  # a record must never describe another file
     write_csv(path, rows)
     facts["precision"] = resolved_precision(recipe.precision, model)
-    artefact.record(cell=cell.id, seconds=seconds, **facts)
+    facts["seconds"], facts["seconds_training"] = round(time.monotonic() - began, 2), trained
+    curve = [(int(row["step"]), float(row["val_dice"])) for row in Log.read(files.log)]
+    artefact.record(cell=cell.id, curve=curve, **facts)
     files.checkpoint.unlink(missing_ok=True)
 
 
-def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings, folder):
-    """Train and test cells one after the other; returns their tables joined.
+def log_of(artefact: Artefact) -> Path:
+    """The log of a cell's training."""
+    return artefact.path.parent / "logs" / artefact.path.name
 
-    Each table is also written as folder/cells/ID.csv.
 
-    `pairs` maps a set's name to its pairs (`images`, `masks`, `fidelity`); `tests` maps
-    a test set's name to (images (N, S, S, 3), N masks at their own resolution, ids). Networks are
-    trained on images of `segmentation_size`. Under the schedule "steps" every cell is trained for
-    `matched_steps`, or, if that is 0, for as many as S-train with the largest amount of pairs
-    under "epochs".
+@dataclass
+class Grid:
+    """Trains and tests the cells of a run, whose results are kept in `folder`.
+
+    `settings`: the groups `segmentation` and `evaluation`. The block `mark(cell, steps, log)` holds
+    while a cell is trained.
     """
-    options = settings.segmentation
-    size = options.segmentation_size
-    parts = {name: study.part(name) for name in ("S-train", "S-val")}
-    parts = {name: dataset.resized(one.images, one.masks, size) for name, one in parts.items()}
-    resized = {
-        name: (*dataset.resized(one.images, one.masks, size), one.fidelity)
-        for name, one in pairs.items()
-    }
-    inputs = {f"test {n}": digest(images, list(ids), *m) for n, (images, m, ids) in tests.items()}
-    tests = {n: (dataset.shrunk(images, size), m, ids) for n, (images, m, ids) in tests.items()}
-    most = len(parts["S-train"][0]) + max(settings.design.synthetic_amounts)
-    matched = options.matched_steps or training.count_steps(most, options.epochs, options.batch)
-    found = []
-    for cell in progress(cells, desc="cells"):
-        data = CellData(parts, resized.get(synthetic_set(cell.method)), tests, inputs)
-        rows = run_cell(cell, data, settings, folder / "checkpoints" / "cells", matched)
-        write_csv(folder / "cells" / f"{cell.id}.csv", rows)
+
+    data: CellData
+    settings: Settings
+    folder: Path
+    mark: Callable = lambda cell, steps, log: nullcontext()
+    budgets: dict = field(default_factory=dict)
+
+    def budget(self, network: str) -> int:
+        """Optimiser steps of a network on S-train alone: its `epochs`, or what its plateau asks."""
+        options, number = self.settings.segmentation, len(self.data.parts["S-train"][0])
+        if options.epochs:
+            return training.count_steps(number, options.epochs, options.batch)
+        if network not in self.budgets:
+            _, curve = self.result(plateau_cell(network, options))
+            begin = plateau(curve["step"].to_numpy(), curve["val_dice"], options.plateau_gain)
+            self.budgets[network] = budget(begin, options.most_steps)
+        return self.budgets[network]
+
+    def steps(self, cell: Cell, pairs: int) -> int:
+        """Optimiser steps of a cell with so many pairs: equal ones, or equal epochs."""
+        if cell.schedule == PLATEAU:
+            return self.settings.segmentation.most_steps
+        alone = self.budget(cell.network)
+        if cell.schedule == "steps":
+            return alone
+        return max(1, round(alone * pairs / len(self.data.parts["S-train"][0])))
+
+    def artefact(self, cell: Cell, part, recipe: training.Recipe) -> Artefact:
+        """The artefact of a cell, named after its key: cells that amount to the same training
+        share one."""
+        facts = {"network": cell.network, "steps": self.steps(cell, len(part[0]))}
+        facts |= recipe.determining() | {"seed": cell.seed}
+        facts["tolerance"] = self.settings.evaluation.surface_tolerance
+        inputs = {"training part": digest(*part), "S-val": digest(*self.data.parts["S-val"])}
+        found = Artefact(self.folder, (train_and_measure,), facts, inputs | self.data.inputs)
+        return replace(found, path=Path(self.folder) / f"{found.digest}.csv")
+
+    def result(self, cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Train and test a cell, or read it back: a row per test image, and its curve.
+
+        Columns of the rows: those of the cell, with `generator` (`grid.of_generator`), test, id,
+        the measures of `measures.segmentation` (surfaces within `surface_tolerance`), and, equal in
+        all rows, pairs, steps, val_dice and plateau (the step at which it begins, NaN without one).
+        Columns of the curve: step and val_dice.
+        """
+        part, real = training_part(cell, self.data)
+        recipe = recipe_of(cell, self.settings.segmentation, real)
+        artefact = self.artefact(cell, part, recipe)
+        if not artefact.is_current():
+            with self.mark(cell, artefact.settings["steps"], log_of(artefact)):
+                train_and_measure(artefact, cell, part, self.data, recipe)
+        curve = pd.DataFrame(recorded(artefact.path)["curve"], columns=["step", "val_dice"])
+        rows = _read_rows(artefact.path)
+        method, generator = of_generator(cell.method)
+        known = asdict(cell) | {"method": method, "generator": generator}
+        for position, (name, value) in enumerate(known.items()):
+            rows.insert(position, name, value)
+        gain = self.settings.segmentation.plateau_gain
+        begin = plateau(curve["step"].to_numpy(), curve["val_dice"], gain)
+        return rows.assign(plateau=np.nan if begin is None else begin), curve
+
+
+def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings, run):
+    """Train and test cells one after the other; returns their tables and curves, each joined.
+
+    Each table is also written as cells/ID.csv of the folder `run`. `pairs` and `tests`: see
+    `load_data`. Networks are trained on images of `segmentation_size`.
+    """
+    size, folder = settings.segmentation.segmentation_size, run / "checkpoints" / "cells"
+    grid = Grid(
+        load_data(study, pairs, tests, size),
+        settings,
+        folder,
+        lambda cell, steps, log: ledger.running(run, cell, steps, log),
+    )
+    found, curves = [], []
+    for cell in progress(cells, desc="cells of the grid"):
+        rows, curve = grid.result(cell)
+        write_csv(run / "cells" / f"{cell.id}.csv", rows)
+        curves.append(curve.assign(cell=cell.id, **asdict(cell)))
         found.append(rows)
-    return pd.concat(found, ignore_index=True)
+        if cell.schedule == PLATEAU and rows["plateau"].isna().all():
+            print(
+                f"WARNING: {cell.network} has no plateau within `most_steps`, "
+                f"{settings.segmentation.most_steps} steps on S-train alone: Table 2 compares "
+                "networks that still learn"
+            )
+    return pd.concat(found, ignore_index=True), pd.concat(curves, ignore_index=True)
+
+
+def learnt(curves: pd.DataFrame, gain: float) -> pd.DataFrame:
+    """Where each training's plateau begins (NaN without one): a row per cell of `curves`.
+
+    `curves`: from `run_cells`; `gain`: as for `plateau.plateau`. Columns: those of the cell, steps,
+    val_dice (the best one) and plateau.
+    """
+    rows = []
+    for _, curve in curves.groupby("cell", sort=False):
+        facts = curve.iloc[0].drop(["step", "val_dice"]).to_dict()
+        facts |= {"steps": curve["step"].max(), "val_dice": curve["val_dice"].max()}
+        begin = plateau(curve["step"].to_numpy(), curve["val_dice"], gain)
+        rows.append(facts | {"plateau": np.nan if begin is None else begin})
+    return pd.DataFrame(rows)
 
 
 ARM = ["network", "method", "amount", "share", "schedule"]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per arm, test set and seed: mean per image of MEASURES, `dice_pooled`, number of `images`."""
-    groups = rows.groupby([*ARM, "test", "seed"], sort=False)
+    """Per arm, test set and seed: mean per image of MEASURES, `dice_pooled`, number of `images`.
+
+    Each generator seed has rows of its own."""
+    groups = rows.groupby([*ARM, "test", "generator", "seed"], sort=False)
     found = groups[MEASURES].mean()
     found["dice_pooled"] = groups[["tp", "fp", "fn"]].apply(measures.pooled_dice)
     found["images"] = groups.size()
-    return found.join(groups[["pairs", "steps", "val_dice"]].first()).reset_index()
+    return found.join(groups[["pairs", "steps", "val_dice", "plateau"]].first()).reset_index()
 
 
 def table2(per_seed: pd.DataFrame) -> pd.DataFrame:
-    """Per arm and test set: mean and sample sd of `dice` over seeds (one seed: NaN), the means of
-    the other measures, optimiser `steps`, number of `seeds`."""
+    """Per arm and test set: mean and sample sd of `dice` over trainings (one: NaN), the means of
+    the other measures, optimiser `steps`, numbers of `seeds` and `generators`, and `unfinished`,
+    the number of trainings that ended before their plateau."""
     groups = per_seed.groupby([*ARM, "test"], sort=False)
-    found = groups["dice"].agg(dice_mean="mean", dice_sd="std", seeds="size")
+    found = groups["dice"].agg(dice_mean="mean", dice_sd="std")
+    found["seeds"], found["generators"] = groups["seed"].nunique(), groups["generator"].nunique()
+    found["unfinished"] = groups["plateau"].agg(lambda steps: int(steps.isna().sum()))
     others = ["dice_pooled", *MEASURES[1:], "pairs", "steps"]
     return found.join(groups[others].mean()).reset_index()

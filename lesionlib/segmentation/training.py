@@ -35,6 +35,10 @@ class Recipe:
     `engine.training.Schedule`; `validations`: how often the Dice
     on S-val is measured; `warps` and `colour`: the augmentation (`networks.augment`), without warps
     the eight orientations; `encoder` and `decoder` (channels) are the U-Net's (`networks.build`).
+
+    The first `real` pairs of the training part are real, the others synthetic. `mixing`: "added",
+    batches are drawn from all of them alike; "first", for half of the steps from the synthetic
+    ones, then from the real ones; "mixed", half of each batch is synthetic.
     """
 
     batch: int
@@ -46,11 +50,15 @@ class Recipe:
     colour: float = 0.0
     encoder: str = "resnet18"
     decoder: tuple = DECODER
+    mixing: str = "added"
+    real: int = 0
 
     def determining(self) -> dict:
         """All of it that determines the weights, as JSON values."""
         warps = self.warps and self.warps.model_dump(exclude={"trainings", "variants"})
-        return asdict(self) | {"decoder": list(self.decoder), "warps": warps}
+        unread = {"real"} if self.mixing == "added" else set()
+        facts = asdict(self) | {"decoder": list(self.decoder), "warps": warps}
+        return {name: value for name, value in facts.items() if name not in unread}
 
 
 def _check(images, masks, what):
@@ -92,8 +100,9 @@ class Segmentation(Task):
 
     desc, lower, columns, has_validation = "unet", "batch", ("loss", "val_dice"), True
 
-    def __init__(self, network: str, part, val_part, recipe: Recipe, seed: int):
-        self.desc, self.recipe, self.val_part, self.seed = network, recipe, val_part, seed
+    def __init__(self, network: str, part, val_part, recipe: Recipe, seed: int, steps: int):
+        self.desc, self.recipe, self.val_part = network, recipe, val_part
+        self.seed, self.turn = seed, steps // 2  # step at which "first" turns to the real pairs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(network, recipe.encoder, recipe.decoder).to(device())
@@ -105,9 +114,23 @@ class Segmentation(Task):
         self.precision = resolved_precision(recipe.precision, model)
         self.best, self.score = None, -1.0
 
+    def rows(self, step: int) -> torch.Tensor:
+        """Numbers (B,) of the pairs in the batch of a step; see `Recipe`."""
+        batch, real, seed = self.batch, self.recipe.real, self.seed
+        made = len(self.pairs) - real
+        if self.recipe.mixing == "added":
+            return batch_at(step, batch, len(self.pairs), seed)
+        if self.recipe.mixing == "first" and step < self.turn:
+            return real + batch_at(step, batch, made, seed)
+        if self.recipe.mixing == "first":
+            return batch_at(step - self.turn, batch, real, seed)
+        half = batch // 2
+        parts = [batch_at(step, batch - half, real, seed), real + batch_at(step, half, made, seed)]
+        return torch.cat(parts)
+
     def loss(self, step: int) -> torch.Tensor:
         """The Dice loss of the batch of a step."""
-        rows = batch_at(step, self.batch, len(self.pairs), self.seed)
+        rows = self.rows(step)
         chosen = self.pairs[rows.to(self.pairs.device)]  # (B, S, S, 4)
         draw, recipe = generator_at(self.seed, step), self.recipe
         chosen = augment(chosen.permute(0, 3, 1, 2), draw, recipe.warps, recipe.colour)
@@ -161,4 +184,5 @@ def train(
     schedule = Schedule(
         steps, recipe.lr, decay=recipe.decay, precision=recipe.precision, **intervals
     )
-    return Loop(Segmentation(network, part, val_part, recipe, seed), files, schedule, key).run()
+    task = Segmentation(network, part, val_part, recipe, seed, steps)
+    return Loop(task, files, schedule, key).run()

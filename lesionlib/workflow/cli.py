@@ -14,6 +14,7 @@ import yaml
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, resolve, run_lock
+from lesionlib.workflow import status
 
 QUIET = {
     "-n",
@@ -48,6 +49,11 @@ OPTIONS = (
     ("--publish", "RUN", "copy the publishable part of a finished run to figures/"),
     ("--show-images", "", "publish real images too (if you may)"),
     ("--cluster", "NAME", "send the jobs to a cluster, by profiles/NAME (slurm)"),
+    (
+        "--status",
+        "RUN",
+        "what of a run's grid is done, running, failed and left; also while it runs",
+    ),
     ("--why", "FILE", "show what a table or figure of a run was made from"),
     ("--verify", "RUN", "check that no file of a run is missing or modified"),
     ("--lab", "", "open JupyterLab"),
@@ -180,7 +186,9 @@ def run_snakemake(options, rest) -> int:
     if QUIET & set(rest):
         return subprocess.run(command, cwd=ROOT).returncode
     with run_lock(resolve(settings.run)) as lock:
-        code = subprocess.run(command, cwd=ROOT, pass_fds=[lock]).returncode
+        status.plan(settings)
+        with status.reported(settings.run):
+            code = subprocess.run(command, cwd=ROOT, pass_fds=[lock]).returncode
     report = resolve(settings.run) / "report" / "index.html"
     if code == 0 and report.exists():
         from lesionlib.report.summary import summary_lines  # imports pandas: slow
@@ -218,6 +226,9 @@ def main(arguments=None) -> int:
             from lesionlib.workflow.prefetch import prefetch
 
             prefetch(config.load(options.preset, overrides(options)))
+            return 0
+        if options.status:
+            print(status.report(options.status))
             return 0
         return run_snakemake(options, rest)
     except InputError as error:

@@ -1,0 +1,92 @@
+"""Figures and tables of notebook 06, from made-up rows."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionlib.evaluation import paper
+from lesionlib.evaluation.claims import VERDICTS
+from lesionlib.report import evidence, plots
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_validation_curves_have_an_axis_per_network_and_mark_the_plateau():
+    names = [("unet", "plateau"), ("unet", "steps"), ("dcsaunet", "plateau")]
+    table = pd.concat(
+        pd.DataFrame({"step": [1, 2, 3], "val_dice": [0.1, 0.5, 0.6]}).assign(
+            cell=f"{network}-{schedule}", network=network, schedule=schedule
+        )
+        for network, schedule in names
+    )
+    learnt = pd.DataFrame(names, columns=["network", "schedule"]).assign(plateau=[2, 2, np.nan])
+    fig = evidence.curves(table, learnt)
+    first, second = fig.axes
+    assert first.get_title() == "U-Net" and len(first.lines) == 2 + 1  # two curves, one plateau
+    assert first.lines[-1].get_xdata()[0] == 2 and len(second.lines) == 1
+
+
+def rows(method, amount, share, pairs, dice):
+    rng = np.random.default_rng(pairs)
+    own = pd.DataFrame({"id": np.arange(40), "dice": dice + rng.normal(0, 0.001, 40)})
+    own = own.assign(network="unet", schedule="steps", method=method, amount=amount, share=share)
+    return [own.assign(pairs=pairs, seed=seed, generator="first") for seed in range(2)]
+
+
+def test_the_worth_is_drawn_on_the_curve_of_real_pairs_and_open_ends_reach_the_border():
+    images = pd.concat([*rows("real", 0, 25, 145, 0.78), *rows("real", 0, 100, 580, 0.84)])
+    table = pd.DataFrame(
+        {
+            "network": "unet",
+            "schedule": "steps",
+            "method": "controlnet",
+            "amount": 830,
+            "start": 145,
+            "dice": 0.8,
+            "worth": 50.0,
+            "low": [-np.inf],
+            "high": [200.0],
+        }
+    )
+    axis = evidence.worths(images, table, "unet", "steps").axes[0]
+    drawn = [line for line in axis.lines if list(line.get_ydata()) == [0.8, 0.8]]
+    assert [list(line.get_xdata()) for line in drawn] == [[145, 345]]
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert set(names) == {"real pairs only", "145 real + 830 ControlNet"}
+
+
+def test_rows_of_table_2_say_what_was_trained_on():
+    arms = [
+        ("real", 0, 100),
+        ("real", 0, 25),
+        ("classical", 0, 100),
+        ("controlnet", 830, 100),
+        ("pix2pixhd", 60, 25),
+        ("controlnet_shuffled", 830, 25),
+        ("real_pairs", 50, 25),
+        ("gan", 830, 0),
+    ]
+    table = pd.DataFrame(arms, columns=["method", "amount", "share"])
+    assert paper.labelled(table, 580, 1321)["trained on"].tolist() == [
+        "S-train alone",
+        "25 % of S-train (145) alone",
+        "S-train, classical augmentation",
+        "S-train + 830 ControlNet (1.43 × S-train)",
+        "25 % of S-train (145) + 60 Pix2PixHD (0.10 × S-train; paper: 1.43, 4.29, 7.14)",
+        "25 % of S-train (145) + 830 ControlNet, masks of other pairs (1.43 × S-train)",
+        "25 % of S-train (145) + 660 real pairs of G",
+        "830 gan (1.43 × S-train) only",
+    ]
+
+
+def test_verdicts_have_their_colour_in_notebooks(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda style: shown.append(style.to_html()))
+    plots.table(pd.DataFrame({"claim": ["a", "b"], "verdict": ["supported", "ruled out"]}))
+    assert all(VERDICTS[name] in shown[0] for name in ("supported", "ruled out"))
+    assert VERDICTS["inconclusive"] not in shown[0]
