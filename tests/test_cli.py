@@ -105,8 +105,9 @@ open(sys.argv[2] + ".started", "w")
 time.sleep(60)
 """
 PARENT = """
-import subprocess, sys
+import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", sys.argv[1], "ipykernel_launcher", sys.argv[2]]).wait()
+time.sleep(2)
 print("a message that nobody wants")
 """
 COMMAND = """

@@ -28,9 +28,10 @@ TILES, SIDE, COLUMNS = 24, 128, 6  # pairs on the contact sheet, pixels of each,
 def read_some(table, settings: Settings, rule: MaskRule) -> tuple[list, list]:
     """Row numbers in random order and the result of each: `curation.read_facts` or InputError.
 
-    Ends after `SECONDS`, but not before `TILES` pairs were read.
+    Images without a mask are not read. Ends after `SECONDS`, but not before `TILES` pairs were
+    read.
     """
-    order = np.random.default_rng(0).permutation(len(table))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(table["mask"] != ""))
     repeated = table["id"].duplicated().to_numpy()
     rows = [(repeated[i], *table.loc[i, ["id", "image", "mask"]]) for i in order]
     data = settings.data
@@ -83,7 +84,11 @@ def describe(name: str, found: catalogue.Catalogue, settings: Settings, rule: Ma
     table = found.table
     print(f"\n{name}")
     say(found.notes)
-    print(f"{(table['mask'] != '').sum()} pairs of image and mask, {len(table)} images")
+    bare = table["image"][table["mask"] == ""]
+    pairs = len(table) - len(bare)
+    print(f"{pairs} pairs of image and mask, {len(table)} images")
+    if len(bare):
+        print(f"WARNING: images without a mask: {len(bare)}, for example {bare.iloc[0]}")
     if name == "images":
         say(label_lines(table))
     order, results = read_some(table, settings, rule)
@@ -91,8 +96,8 @@ def describe(name: str, found: catalogue.Catalogue, settings: Settings, rule: Ma
     bad = [str(result) for result in results if isinstance(result, InputError)]
     rows = [i for i, r in zip(order, results, strict=True) if not isinstance(r, InputError)]
     good = [result for result in results if not isinstance(result, InputError)]
-    part = "all" if len(results) == len(table) else f"a random part, {SECONDS} s:"
-    print(f"{len(good)} of {len(results)} pairs that were read ({part} {len(results)}) are usable")
+    part = "all" if len(results) == pairs else f"what {SECONDS} s allowed, at random, of"
+    print(f"{len(good)} of {len(results)} pairs that were read ({part} {pairs}) are usable")
     say(curation.quarantine_notes(bad))
     if name == "images" and len(good) < curation.FEWEST:
         say([f"WARNING: {len(good)} usable pairs are too few: the study needs {curation.FEWEST}"])
