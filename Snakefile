@@ -48,7 +48,7 @@ PAPERMILL = (
 
 # Of other jobs: warnings go to the terminal, and the last line of one that failed to `cli`.
 AFTERWARDS = (
-    "&& failed= || failed=yes; grep ^WARNING {log} >&2 || true; "
+    "&& failed= || failed=yes; grep -E '^(WARNING|NOTE)' {log} >&2 || true; "
     'if [ "$failed" ]; then mkdir -p {RUN}/logs/failed; tail -n 1 {log} > '
     "{RUN}/logs/failed/{rule}.txt; exit 1; fi"
 )

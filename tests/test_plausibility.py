@@ -70,6 +70,13 @@ def test_an_outline_is_no_area(tmp_path, width):
         read(tmp_path, ring)
 
 
+def test_an_image_is_not_its_own_mask(tmp_path):
+    image, _ = rings(255), read(tmp_path, rings(255))
+    Image.fromarray(image).save(tmp_path / "i.png")
+    with pytest.raises(InputError, match="is the image itself.*--masks DIR"):
+        curation.read_pair(tmp_path / "i.png", tmp_path / "m.png", 40)
+
+
 def facts(**columns):
     return pd.DataFrame(columns)
 

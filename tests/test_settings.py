@@ -261,10 +261,18 @@ def test_a_list_that_is_broken_off_is_one_clear_error():
         config.from_text("seeds", "[0,1")
 
 
-@pytest.mark.parametrize("given", [{"images": "x", "source": "phantom"}, {"isic_root": "x"}])
+@pytest.mark.parametrize(
+    "given", [{"images": "x", "source": "phantom"}, {"isic_root": "x"}, {"invert_masks": True}]
+)
 def test_folders_that_the_source_would_ignore_are_an_error(given):
     with pytest.raises(InputError, match="setting 'source': phantom does not fit"):
         config.load("smoke", given)
+
+
+def test_an_official_split_needs_a_source_that_has_one():
+    with pytest.raises(InputError, match="grouped for a source without official parts"):
+        config.load("smoke", {"split": "official"})
+    assert config.load("smoke", {"split": "official", "source": "isic"}).data.split == "official"
 
 
 def test_own_images_do_not_get_the_masks_of_the_preset():

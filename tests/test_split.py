@@ -193,3 +193,11 @@ def test_all_known_near_duplicates_of_the_real_images_are_found():
     found = {frozenset((names[a], names[b])) for a, b in zip(found["a"], found["b"], strict=True)}
     expected = {frozenset(row) for row in known[["id", "near_duplicate_of"]].to_numpy()}
     assert len(expected) == 12 and expected == found
+
+
+def test_rows_of_a_split_that_are_no_image_are_said(tmp_path, capsys):
+    path = tmp_path / "split.csv"
+    rows = [("b.JPG", "G"), ("a", "S-test"), ("c", "S-val"), ("d", "S-train"), ("z", "G")]
+    pd.DataFrame(rows, columns=["Image_ID", "Split"]).to_csv(path, sep=";", index=False)
+    assert split.from_file(path, ["a", "b", "c", "d"]).tolist()[1] == "G"
+    assert "WARNING: " in (said := capsys.readouterr().out) and "no image: 1, as z" in said

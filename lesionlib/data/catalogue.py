@@ -63,7 +63,7 @@ def _files(images, masks) -> tuple[pairing.Files, pairing.Files, list[str]]:
     of_images, of_masks, suffix = pairing.divide(one.found, one.folder)
     other = pairing.Files(one.folder, {name: one.found[name] for name in of_masks})
     one.found = {name: one.found[name] for name in of_images}
-    return one, other, [f"images and masks lie in one folder: masks end in '{suffix}'"]
+    return one, other, [f"NOTE: images and masks lie in one folder: masks end in '{suffix}'"]
 
 
 def _warning(rows, what: str) -> list[str]:
@@ -75,7 +75,8 @@ def _warning(rows, what: str) -> list[str]:
 def _file_notes(files, option: str) -> list[str]:
     """How many pictures a folder holds, and what lies beside them."""
     beside = ", ".join(f"{number} {kind}" for kind, number in sorted(files.beside.items()))
-    return [f"{len(files.found)} {option} in {files.folder}" + (f"; {beside}" if beside else "")]
+    note = f"NOTE: {len(files.found)} {option} in {files.folder}"
+    return [note + (f"; beside them: {beside}" if beside else "")]
 
 
 def _left_masks(masks, pairs) -> list[tuple]:
@@ -101,7 +102,8 @@ def _paired(images, masks) -> Catalogue:
     """The catalogue of folders of images and masks, without labels."""
     images, masks, notes = _files(images, masks)
     pairs, said = pairing.pair(images.found, masks.found)
-    notes += [*_file_notes(images, "images"), *_file_notes(masks, "masks"), *said]
+    notes += [*_file_notes(images, "images"), *_file_notes(masks, "masks")]
+    notes += [f"NOTE: {line}" for line in said]
     orphans = [*images.unused, *masks.unused, *_left_masks(masks, pairs)]
     listed = pd.DataFrame(orphans, columns=["id", "file", "reason"])
     table = _frame(images, masks, pairs)
@@ -276,9 +278,8 @@ def pair_folders(source) -> tuple[Path, Path | str]:
     if separator and not resolve(source).is_dir():
         return resolve(images), resolve(masks)
     root = resolve(source)
-    if root.is_dir() and not (root / "images").is_dir() and not (root / "masks").is_dir():
-        return root, ""
-    return root / "images", root / "masks"
+    places = root / "images", root / "masks"
+    return (root, "") if root.is_dir() and not all(map(Path.is_dir, places)) else places
 
 
 def own_places(images, masks) -> tuple:
@@ -322,12 +323,12 @@ def _layout_labels(name: str, found: Catalogue, paths, root) -> Catalogue:
     for path in paths:
         labels, notes = tables.labels(path, layouts.read_table(name, path), images)
         parts.append(labels.assign(source=Path(path).name))
-        found.notes += [note.removeprefix("WARNING: ") for note in notes]
+        found.notes += [note.replace("WARNING", "NOTE") for note in notes]
     if not parts:
         found.notes.append("WARNING: no table of labels lies beside the images: no prompt has any")
         return _joined(found, pd.DataFrame(columns=["id", *LABELS]), found.disagreements)
     labels, notes = tables.matched(paths[0], pd.concat(parts, ignore_index=True), images)
-    found.notes += [note.removeprefix("WARNING: ") for note in notes]
+    found.notes += [note.replace("WARNING", "NOTE") for note in notes]
     found.notes += _warning(
         images[~images.isin(labels["id"])], "images without a row in the tables"
     )

@@ -154,6 +154,8 @@ def read_facts(image_path, mask_path, size: int, fit: str = "squash", rule=BRIGH
         remedy = "add STEM.png or STEM_segmentation.png to the masks, or remove the image"
         raise InputError(image_path, "no mask of the same stem", remedy)
     image, mask = decoding.read(image_path, "image"), decoding.read(mask_path, "mask")
+    if image.data == mask.data:
+        raise mask.error("is the image itself", "give the folder of the masks (--masks DIR)")
     upright = _use_orientation(image, mask)
     sides = image.size(upright)
     if min(sides) < SMALLEST or max(sides) > LONGEST * min(sides):

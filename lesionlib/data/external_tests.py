@@ -26,6 +26,7 @@ def read_pairs(source, size: int, fit: str, work, bad_inputs: str = "skip"):
     table = curation.curate(found.table, size, work, fit, bad_inputs, fewest=1)
     say(curation.quarantine_notes(table["reason"][table["status"] != "used"]))
     used = table[table["status"] == "used"].reset_index(drop=True)
+    print(f"NOTE: {source}: {len(used)} of {len(table)} images are used")
     return used, *(np.load(Path(work) / name) for name in ("images.npy", "masks.npy"))
 
 

@@ -15,7 +15,10 @@ from lesionlib.data import tables
 from lesionlib.engine.errors import InputError
 
 DEPTH = 5  # levels below the given folder that are searched
-OWN = {"images": ("images", "image", "img"), "masks": ("masks", "mask", "segmentations", "labels")}
+OWN = {  # names of folders inside a user's own
+    "images": ("images", "image", "img", "imgs"),
+    "masks": ("masks", "mask", "segmentations", "segmentation", "labels", "groundtruth", "gt"),
+}
 
 
 @dataclass(frozen=True)
@@ -194,10 +197,10 @@ def terms(name: str) -> list[str]:
     """Sentences on a source: what it is, its licence, what to cite, what it shares with others."""
     one = LAYOUTS[name]
     return [
-        f"source: {one.title} (source={name})",
-        f"licence: {one.licence}",
-        f"please cite: {one.citation}",
-        f"known overlap: {one.overlap}",
+        f"NOTE: source: {one.title} (source={name})",
+        f"NOTE: licence: {one.licence}",
+        f"NOTE: please cite: {one.citation}",
+        f"NOTE: known overlap: {one.overlap}",
     ]
 
 

@@ -69,8 +69,8 @@ def require_two_values(file: Picture, values: np.ndarray):
         raise LabelMapError(
             file.path,
             f"the mask has more than two values: {', '.join(listed)}",
-            "say which is the lesion (--lesion-value V, for grey masks), or save it in black and "
-            "white",
+            "say which is the lesion (--lesion-value V, for grey masks of --images), or save it in "
+            "black and white",
         )
 
 

@@ -8,8 +8,8 @@ The split `grouped` keeps such pictures in one part (`duplicates.groups`).
 import numpy as np
 import pandas as pd
 
-from lesionlib.data.tables import read_table
-from lesionlib.engine.errors import InputError
+from lesionlib.data.tables import find_id, image_name, read_table
+from lesionlib.engine.errors import InputError, say
 from lesionlib.engine.files import resolve
 
 PARTS = ("G", "S-train", "S-val", "S-test")
@@ -116,8 +116,14 @@ def from_file(path, ids) -> np.ndarray:
     """
     path = resolve(path)
     table = read_table(path, "split")
-    if not {"id", "split"} <= set(table):
+    if "split" not in table:
         raise InputError(path, "no columns 'id' and 'split'", "add them")
+    table, notes = find_id(path, table, ids)
+    table["id"] = table["id"].map(image_name)
+    unused = table["id"][~table["id"].isin(list(ids))]
+    if len(unused):
+        notes.append(f"WARNING: {path}: ids that are no image: {len(unused)}, as {unused.iloc[0]}")
+    say(notes)
     known = table.drop_duplicates("id").set_index("id")["split"]
     wrong = sorted(set(known) - set(PARTS))
     if wrong:

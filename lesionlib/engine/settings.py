@@ -765,6 +765,10 @@ def _source_rules(data: Data):
     wrong = data.source in ("phantom", "isic") and folders
     remedy = f"folders, or a public source, with {' and '.join(folders)}; or give none of these"
     yield wrong, "source", data.source, remedy
+    wrong = data.source == "phantom" and (data.lesion_value >= 0 or data.invert_masks)
+    yield wrong, "source", data.source, "folders with lesion_value or invert_masks"
+    wrong = data.split == "official" and data.source in ("phantom", "ham10000", "ph2")
+    yield wrong, "split", data.split, "grouped for a source without official parts"
     wrong = data.source != "isic" and data.isic_root != Data().isic_root
     yield wrong, "source", data.source, "isic with isic_root"
 

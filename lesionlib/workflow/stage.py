@@ -145,10 +145,10 @@ def main(arguments=None) -> int:
     executed = executed.relative_to(ROOT) if executed.is_relative_to(ROOT) else executed
     messages = notebooks.collect_messages(executed) if executed.exists() else []
     for line in messages:
-        print(f"\n{line}\n", file=sys.stderr)
+        print(line, file=sys.stderr)
     if code:
         last = [line for line in Path(given.text).read_text().splitlines() if line.strip()][-1:]
-        failed = [line for line in messages if not line.startswith("WARNING")] or last
+        failed = [line for line in messages if not line.startswith(("WARNING", "NOTE"))] or last
         text = "\n".join(failed or [f"{given.executed}: papermill ended with status {code}"])
         path = failures(executed.parents[1]) / f"{executed.stem}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
