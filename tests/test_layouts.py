@@ -172,6 +172,17 @@ def test_two_sources_in_one_folder_are_an_error_that_names_both(tmp_path):
     assert len(catalogue.read("isic2018", images=tmp_path).table) == NUMBER
 
 
+def test_masks_that_lie_elsewhere_do_not_hide_a_source(tmp_path):
+    masks = tmp_path / "masks"
+    (tmp_path / "ham").mkdir()
+    ham10000(tmp_path / "ham")
+    (tmp_path / "ham" / "HAM10000_segmentations_lesion_tschandl").rename(masks)
+    assert catalogue.public_source(tmp_path / "ham", masks) == "ham10000"
+    assert catalogue.public_source(tmp_path / "ham" / "HAM10000_images_part_1", masks) == ""
+    found = catalogue.read("folders", images=tmp_path / "ham", masks=masks)
+    assert (found.table["diagnosis"] != "").all() and (found.table["mask"] != "").all()
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="no PH2 in it"):
         catalogue.read("ph2", images=tmp_path)

@@ -381,11 +381,15 @@ def read_isic(root, official: bool = False) -> Catalogue:
 def public_source(images, masks="") -> str:
     """The public source that lies below a folder (`layouts.detect`), '' for a user's own folders.
 
-    Separate folders of images and masks are a user's own, unless the former is one of the ISIC
-    Archive. Raises InputError if there is more than one source.
+    A folder of images alone, to which masks are given, is a user's own, unless it is one of the
+    ISIC Archive. Raises InputError if there is more than one source.
     """
-    name = layouts.detect(resolve(images))
-    return name if not masks or name == "isic_archive" else ""
+    root = resolve(images)
+    name = layouts.detect(root)
+    if not masks or name in ("", "isic_archive"):
+        return name
+    parts = layouts.search(root)[name].parts
+    return "" if any(root in folders for _, folders, _ in parts) else name
 
 
 def read(source: str, *, images="", masks="", table="", isic_root="", official=False) -> Catalogue:
