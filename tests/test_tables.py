@@ -117,6 +117,10 @@ def test_the_five_levels_of_the_isic_archive(path):
     assert "none of our diagnoses, unknown now: 1, such as 'Clear cell acanthoma'" in notes[0]
 
 
-def test_an_unknown_diagnosis_names_the_nearest(path):
-    with pytest.raises(InputError, match=r"'melanom' \(1 rows in all\).*did you mean 'melanoma'"):
+def test_an_unknown_diagnosis_names_the_nearest_and_is_an_error_if_none_is_known(path):
+    with pytest.raises(InputError, match=r"'melanom' \(1 rows, and none.*did you mean 'melanoma'"):
         read(path, "id,diagnosis\nb,melanom\n")
+    found, notes = read(path, "id,diagnosis\nb,melanom\na.1,Solar lentigo\n")
+    assert found["diagnosis"].tolist() == ["", "benign keratosis"]
+    assert "none of our diagnoses, unknown now: 1, such as 'melanom'" in notes[0]
+    assert notes[0].endswith("did you mean 'melanoma'?")

@@ -177,7 +177,9 @@ def read_prompt_labels(path) -> pd.DataFrame:
         problem = f"unknown column '{min(unknown)}'" if unknown else "no column 'diagnosis'"
         remedy = f"use diagnosis, {', '.join(ATTRIBUTES)}, age, sex, site, weight"
         raise InputError(path, problem, remedy)
-    table["diagnosis"] = tables.diagnoses(path, table["diagnosis"])
+    table["diagnosis"], problems = tables.diagnoses(path, table["diagnosis"])
+    if problems:
+        raise InputError(path, problems[0].partition(", ")[2], "correct the column 'diagnosis'")
     for name in ATTRIBUTES:
         flags, problems = tables.flags(path, table[name]) if name in table else ("0", [])
         if problems:

@@ -226,17 +226,24 @@ def _archive(path, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table.drop(columns=levels).assign(diagnosis=names), notes
 
 
-def diagnoses(path, column: pd.Series, unknown=UNKNOWN) -> pd.Series:
-    """Our names of diagnoses, '' for unknown; InputError for one that we do not know."""
-    known = column.str.strip().str.lower()
-    strange = known[~known.isin({*DIAGNOSES, *unknown})]
-    if len(strange):
-        names = sorted(set(DIAGNOSES.values()))
-        near = nearest(strange.iloc[0], DIAGNOSES)
-        hint = f"did you mean '{near}'? " if near else ""
-        problem = f"unknown diagnosis '{strange.iloc[0]}' ({len(strange)} rows in all)"
-        raise InputError(path, problem, f"{hint}use one of {', '.join(names)}, or none")
-    return known.map(DIAGNOSES).fillna("")
+def diagnoses(path, column: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Our names of diagnoses, '' for unknown ones, with a WARNING that names the nearest.
+
+    Raises InputError if none is known.
+    """
+    lower, names = column.str.lower(), ARCHIVE | DIAGNOSES
+    values = lower.map(names).fillna("")
+    strange = column[values.eq("") & ~lower.isin(UNKNOWN)]
+    if strange.empty:
+        return values, []
+    near = nearest(strange.iloc[0].lower(), names)
+    hint = f"did you mean '{near}'? " if near else ""
+    if (values == "").all():
+        problem = f"unknown diagnosis '{strange.iloc[0]}' ({len(strange)} rows, and none is known)"
+        listed = ", ".join(sorted(set(DIAGNOSES.values())))
+        raise InputError(path, problem, f"{hint}use one of {listed}, or none")
+    (note,) = _cells(path, strange, "that are none of our diagnoses, unknown now")
+    return values, [f"{note}. {hint}".strip()]
 
 
 def flags(path, column: pd.Series) -> tuple[pd.Series, list[str]]:
@@ -267,7 +274,7 @@ def _sexes(path, column: pd.Series) -> tuple[pd.Series, list[str]]:
     return values, _cells(path, strange, "that are neither female nor male, unknown now")
 
 
-READERS = {"age": ages, "sex": _sexes, **dict.fromkeys(ATTRIBUTES, flags)}
+READERS = {"diagnosis": diagnoses, "age": ages, "sex": _sexes, **dict.fromkeys(ATTRIBUTES, flags)}
 
 
 def find_id(path, table: pd.DataFrame, images) -> tuple[pd.DataFrame, list[str]]:
@@ -306,8 +313,6 @@ def labels(path, table: pd.DataFrame, images=()) -> tuple[pd.DataFrame, list[str
     found = table[used].copy()
     for name in used:
         check_lengths(path, found[name])
-    if "diagnosis" in found:
-        found["diagnosis"] = diagnoses(path, found["diagnosis"])
     for name in filter(READERS.get, used):
         found[name], more = READERS[name](path, found[name])
         notes += more
