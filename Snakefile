@@ -13,11 +13,11 @@ from lesionlib.segmentation.grid import Cell, control_sets, jobs, plateau_cell, 
 
 settings = presets.load(
     config.get("preset", "quick"),
-    {key: value for key, value in config.items() if key not in ("preset", "name")},
+    {key: value for key, value in config.items() if key not in ("preset", "name", "folder")},
     config.get("name", ""),
 )
 data, design, jobs_of_run = settings.data, settings.design, settings.jobs
-RUN = settings.run
+RUN = config.get("folder", settings.run)  # the run's folder, or a link to it with a plain name
 CELLS = planned_cells(settings)
 CONTROLS = control_sets(design.arms, design.mask_mode)
 OWN = {  # names of each generator's sets, one for each generator seed
@@ -45,6 +45,13 @@ PAPERMILL = (
     "--facts {log.facts} --values {params.values:q} --inputs {input} --outputs {output}"
 )
 
+# Of other jobs: warnings go to the terminal, and the last line of one that failed to `cli`.
+AFTERWARDS = (
+    "&& failed= || failed=yes; grep -E '^(WARNING|NOTE)' {log} >&2 || true; "
+    'if [ "$failed" ]; then mkdir -p {RUN}/logs/failed; tail -n 1 {log} > '
+    "{RUN}/logs/failed/{rule}.txt; exit 1; fi"
+)
+
 
 def notebook(stage):
     """A notebook as input: its markdown may change without rerunning anything."""
@@ -56,16 +63,23 @@ def code(stage):
     return notebook_digest(f"notebooks/{stage}.ipynb")
 
 
+def literally(value):
+    """A parameter whose braces are not wildcards: Snakemake leaves alone what a function returns."""
+    return lambda wildcards: value
+
+
 def values(stage, **more):
     """The notebook's parameters: run, preset, and what is overridden in the groups it reads."""
     read = {key for key, (group, _) in presets.KEYS.items() if group in STAGES[stage]}
     own = {key: value for key, value in settings.overrides().items() if key in read}
-    return json.dumps({"run": RUN, "preset": settings.preset, "overrides": own} | more)
+    every = {"run": settings.run, "preset": settings.preset, "overrides": own} | more
+    return literally(json.dumps(every))
 
 
 def groups(stage):
     """The settings that a stage reads: when one of them changes, it is run again."""
-    return {name: getattr(settings, name).model_dump(mode="json") for name in STAGES[stage]}
+    read = {name: getattr(settings, name).model_dump(mode="json") for name in STAGES[stage]}
+    return literally(json.dumps(read))
 
 
 def logs(stage):
@@ -234,12 +248,12 @@ for name, folder in design.external_generators.items():
         params:
             code=code_digest("lesionlib.generators.external_generators:read"),
             files=catalogue.pairs_state(folder),
-            values=[RUN, name, folder, data.fit],
+            values=literally([settings.run, name, folder, data.fit]),
         log:
             f"{RUN}/logs/external_{name}.txt",
         shell:
             "LESIONLIB_QUIET=1 python -m lesionlib.generators.external_generators {params.values:q} > {log} 2>&1 "
-            "|| {{ tail -n 5 {log} >&2; exit 1; }}"
+            + AFTERWARDS
 
 
 rule image_quality:
@@ -377,10 +391,9 @@ rule report:
         f"{RUN}/provenance.json",
     params:
         code=code_digest("lesionlib.report.pages:write"),
-        settings=json.dumps(settings.flat()),
+        settings=literally([settings.run, json.dumps(settings.flat())]),
         stages=list(STAGES),
     log:
         f"{RUN}/logs/report.txt",
     shell:
-        "python -m lesionlib.report.pages {RUN} {params.settings:q} > {log} 2>&1 "
-        "|| {{ tail -n 5 {log} >&2; exit 1; }}"
+        "python -m lesionlib.report.pages {params.settings:q} > {log} 2>&1 " + AFTERWARDS

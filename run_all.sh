@@ -41,4 +41,5 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
 fi
 
 export PATH=$bin:$PATH
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # this clone's code, whatever else is installed
 exec "$bin/python" -m lesionlib.workflow.cli "$@"

@@ -8,7 +8,7 @@ import pytest
 from lesionlib.data import catalogue, phantom
 from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import ROOT
+from lesionlib.engine.files import ROOT, unescaped, write_csv
 
 REAL_TABLES = ROOT.parent / "shared" / "data" / "metadata"
 
@@ -81,8 +81,9 @@ def test_an_id_stated_twice_differently_is_reported_and_left_empty(folders):
     [
         (lambda f: (f / "labels.csv").unlink(), "does not exist"),
         (lambda f: (f / "labels.csv").write_text(""), "not a readable CSV"),
-        (lambda f: (f / "labels.csv").write_text("name\nx\n"), "no column 'id'"),
-        (lambda f: (f / "labels.csv").write_text("id,diagnosis\na00,naevus\n"), "unknown diagn"),
+        (lambda f: (f / "labels.csv").write_text("word\nx\n"), "no column 'id'"),
+        (lambda f: (f / "labels.csv").write_text("id\nx\n"), "none of its 1 ids is the name"),
+        (lambda f: (f / "labels.csv").write_text("id,diagnosis\na00,freckle\n"), "unknown diagn"),
         (lambda f: (f / "images").rename(f / "elsewhere"), "the folder does not exist"),
         (lambda f: [p.unlink() for p in (f / "masks").iterdir()], "no image files"),
     ],
@@ -93,23 +94,30 @@ def test_wrong_tables_and_folders_are_named(folders, change, said):
         read(folders)
 
 
-@pytest.mark.parametrize(
-    "cell, said",
-    [
-        ('=HYPERLINK("http://x")', "line 3, column 'site': it begins like a formula"),
-        (" @SUM(1)", "begins like a formula"),
-        ("+cmd|' /C calc'!A0", "begins like a formula"),
-        ("x" * 100_000_000, "line 3, column 'site': it has more than 10,000 characters"),
-    ],
-)
-def test_a_malicious_cell_is_refused_and_named(folders, cell, said):
-    table = pd.DataFrame({"id": ["a00", "a01"], "site": ["-", cell], "age": ["+5", "-1"]})
-    table.to_csv(folders / "labels.csv", index=False)
-    with pytest.raises(InputError, match=said) as error:
-        read(folders)
-    assert len(str(error.value)) < 1000
-    table.assign(site=["-", "back"]).to_csv(folders / "labels.csv", index=False)
-    assert read(folders).table["site"].tolist()[:2] == ["-", "back"]
+@pytest.mark.parametrize("cell", ['=HYPERLINK("http://x")', "@SUM(1)", "+cmd|' /C calc'!A0"])
+def test_a_malicious_cell_is_kept_and_written_as_text(folders, cell):
+    labels = pd.DataFrame({"id": ["a00", "a01"], "site": ["back", cell], "note": ["- x", cell]})
+    labels.to_csv(folders / "labels.csv", index=False)
+    table = read(folders).table
+    assert table["site"].tolist()[:2] == ["back", cell] and "note" not in table
+    write_csv(folders / "out.csv", table)
+    written = pd.read_csv(folders / "out.csv", dtype=str, keep_default_na=False)
+    assert written["site"].tolist()[:2] == ["back", "'" + cell]
+    assert unescaped(written)["site"].tolist()[:2] == ["back", cell]
+
+
+def test_an_endless_cell_is_refused_if_it_would_be_used(folders):
+    for column, refused in (("site", True), ("note", False)):
+        labels = pd.DataFrame({"id": ["a00", "a01"], column: ["back", "x" * 10_000_000]})
+        labels.to_csv(folders / "labels.csv", index=False)
+        if refused:
+            with pytest.raises(
+                InputError, match="line 3, column 'site': it has more than"
+            ) as error:
+                read(folders)
+            assert len(str(error.value)) < 1000
+        else:
+            assert "columns that are not used: note" in "".join(read(folders).notes)
 
 
 def test_isic_layout_is_joined_without_the_downsampled_suffix(tmp_path):

@@ -15,9 +15,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from lesionlib.data import curation, decoding
+from lesionlib.data.plausibility import MaskRule
 from lesionlib.engine.errors import InputError
 
 SIZE, WIDTH, HEIGHT = 24, 96, 72  # blocks of 4 x 3 pixels
+WHITE = MaskRule(255)  # only white pixels are lesion
 SILENT = 5  # grey levels: mean change that a flipped byte may make unnoticed, mostly
 
 
@@ -198,8 +200,8 @@ def test_curate_writes_arrays_in_order(table, tmp_path, monkeypatch):
 
 
 def test_a_second_run_reads_nothing_until_something_changes(table, tmp_path, monkeypatch, capsys):
-    out, count, read = tmp_path / "out", Counter(), curation.read_pair
-    monkeypatch.setattr(curation, "read_pair", lambda *a: count.update("n") or read(*a))
+    out, count, read = tmp_path / "out", Counter(), curation.read_facts
+    monkeypatch.setattr(curation, "read_facts", lambda *a: count.update("n") or read(*a))
 
     def reads(size=SIZE, **changed):
         count.clear()
@@ -217,9 +219,9 @@ def test_a_second_run_reads_nothing_until_something_changes(table, tmp_path, mon
     assert reads() == 24
     (out / "pixels.csv.json").write_text("{")
     assert reads() == 24
-    assert reads(12) == 24 and reads(12, fit="crop") == 24 and reads(12, state="new") == 24
+    assert reads(12) == 24 and reads(12, fit="crop") == 24 and reads(12, rule=WHITE) == 24
     os.utime(table["mask"][4], ns=(1, 1))
-    assert reads(12, state="new") == 24 and reads(12, state="new", bad_inputs="stop") == 0
+    assert reads(12, rule=WHITE) == 24 and reads(12, rule=WHITE, bad_inputs="stop") == 0
 
 
 def test_the_first_problem_of_the_table_stops_the_run(table, tmp_path):
@@ -243,7 +245,7 @@ def test_too_few_pairs_and_unknown_fit_leave_nothing(table, tmp_path):
 
 def test_few_results_wait():
     started = []
-    results = curation._in_order(lambda i: started.append(i) or i, range(100), 2)
+    results = curation.in_order(lambda i: started.append(i) or i, range(100), 2)
     assert next(results) == 0 and len(started) <= 5 and list(results) == list(range(1, 100))
     assert len(curation._header((0, 9, 9, 3))) == len(curation._header((10**9, 9, 9, 3)))
 

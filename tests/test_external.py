@@ -109,6 +109,36 @@ def test_a_picture_of_s_among_them_stops_the_run(run, pictures, tmp_path, row, s
         external_generators.read(run, "gan", source, fit="squash")
 
 
+def test_what_is_not_used_of_a_set_is_said_at_once(run, pictures, tmp_path, capsys):
+    source = given_pairs(tmp_path / "clinic", pictures, [22, 24, 25, 26, 27])
+    (source / "masks" / "0.png").unlink()
+    (source / "masks" / "stray.png").write_bytes(b"x")
+    (source / "images" / "1.jpg").write_bytes(b"x")
+    (source / "images" / "2.jpg").rename(source / "images" / "2.JPE")
+    assert external_tests.read(run, "clinic", source, dataset.load(run), fit="squash") == 3
+    said = capsys.readouterr().out
+    for text in (
+        "WARNING: files left out (a mask without image): 1, for example",
+        "WARNING: 1 quarantined (no mask of the same stem)",
+        "WARNING: 1 quarantined (the image is corrupt",
+        "3 of 5 images are used",
+    ):
+        assert text in said
+    external_generators.read(run, "gan", source, fit="squash")
+    assert "WARNING: files left out" in capsys.readouterr().out
+
+
+def test_an_id_in_two_sets_is_not_the_same_picture(run, pictures, tmp_path, capsys):
+    source = given_pairs(tmp_path / "clinic", pictures, [22, 24])
+    study = dataset.load(run)
+    for folder, ending in (("images", "jpg"), ("masks", "png")):
+        for k in range(2):
+            name = f"{study.table['id'][k]}.{ending}"
+            (source / folder / f"{k}.{ending}").rename(source / folder / name)
+    assert external_tests.read(run, "clinic", source, study, fit="squash") == 2
+    assert "also in the study" not in capsys.readouterr().out
+
+
 def test_a_test_set_is_read_without_what_the_study_knows(run, pictures, tmp_path, capsys):
     source = given_pairs(tmp_path / "clinic", pictures, [22, 3, 24, 25])
     study, options = dataset.load(run), {"fit": "squash"}

@@ -141,7 +141,7 @@ def test_workflow_passes_only_known_parameters():
 
 def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
     error = {"output_type": "error", "ename": "InputError", "evalue": "x.jpg: corrupt"}
-    said = {"output_type": "stream", "text": ["fine\n", "WARNING: 3 left out\n"]}
+    said = {"output_type": "stream", "text": ["fine\n", "NOTE: 9 used\n", "WARNING: 3 out\n"]}
     executed = tmp_path / "01_data.ipynb"
     executed.write_text(
         json.dumps(
@@ -154,6 +154,7 @@ def test_failures_and_warnings_of_an_executed_notebook_are_told(tmp_path):
         )
     )
     assert notebooks.collect_messages(executed) == [
-        "WARNING: 3 left out",
+        "NOTE: 9 used",
+        "WARNING: 3 out",
         f"{executed}, cell 2: x.jpg: corrupt",
     ]

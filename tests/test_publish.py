@@ -70,7 +70,11 @@ def run(tmp_path, monkeypatch):
         outputs.append(
             {"output_type": "display_data", "data": {"image/png": text}, "metadata": metadata}
         )
-    text = [f"{tmp_path}/clinic/images/7.jpg\n"]
+    text = [
+        f"{tmp_path}/clinic/images/7.jpg\n",
+        "WARNING: files left out: 1, such as Müller, Eva (2).jpg, surname_forename_00: melanoma",
+        "surname_fore... a lesion\n",
+    ]
     said = {"output_type": "stream", "name": "stdout", "text": text}
     for stage in ("01_data", "07_figures"):
         write_json(
@@ -94,6 +98,10 @@ def run(tmp_path, monkeypatch):
             },
         )
     _write_tables(folder / "tables")
+    for name in ("images", "masks"):
+        (tmp_path / "clinic" / name).mkdir(parents=True)
+        for stem in ("Müller, Eva (2)", "surname_forename_00", "7", "20231"):
+            (tmp_path / "clinic" / name / f"{stem}.jpg").touch()
     own = {"images": f"{tmp_path}/clinic/images", "masks": f"{tmp_path}/clinic/masks"}
     settings = config.load("isic", own).flat()
     write_json(
@@ -103,7 +111,8 @@ def run(tmp_path, monkeypatch):
             "code": "0 (abc)",
             "minutes": {"01_data": 1.0, "07_figures": 2.0},
             "images": {"G": 40, "S-train": 14, "S-val": 2, "S-test": 4},
-            "quarantine": "",
+            "quarantine": f"1 of 4 images: {tmp_path}/clinic/images/Müller, Eva (2).jpg: damaged",
+            "artefacts": {"models/x": {"trained_on": ["7", "surname_forename_00"]}},
             "environment": {"python": "3", "packages": {"torch": "2"}, "hardware": "two cores"},
         },
     )
@@ -188,6 +197,7 @@ def _write_tables(folder):
         "image_claims": claim,
         "mask_fidelity": pd.DataFrame({"images": ["real", *arms], "dice": 0.8, "hd95": 0.1}),
         "curation": pd.DataFrame({"id": ["patient-17"], "split": ["G"]}),
+        "image_quality": pd.DataFrame({"id": ["20231", "7", "patient-17"], "mse": [0.20231, 7, 7]}),
     }
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
@@ -244,7 +254,30 @@ def test_no_path_of_the_machine_and_no_table_of_patients_is_published(run, tmp_p
     ]
     assert len(texts) > 8
     assert not any(f"{tmp_path}/clinic" in text or "patient-17" in text for text in texts)
-    assert any(".../images/7.jpg" in text for text in texts)
+    assert any(".../images/case-0002.jpg" in text for text in texts)
+
+
+def test_no_name_of_an_own_image_is_in_any_published_byte(run):
+    for show_images in (False, True):
+        folder = publish.publish(run, show_images)
+        for path in folder.rglob("*"):
+            data = path.read_bytes() if path.is_file() else b""
+            for name in ("Müller", "M\\u00fcller", ", Eva", "surname", "patient-17", "/7.jpg"):
+                assert name.encode() not in data, (path, name)
+    table = pd.read_csv(folder / "tables" / "image_quality.csv")
+    assert table["mse"].tolist() == [0.20231, 7, 7]
+    assert table["id"].tolist() == ["case-0001", "case-0002", "case-0004"]
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert facts["artefacts"]["models/x"]["trained_on"] == ["case-0002", "case-0005"]
+    assert ".../images/case-0003.jpg: damaged" in facts["quarantine"]
+
+
+def test_names_of_a_public_source_stay(run):
+    facts = json.loads((run / "provenance.json").read_text())
+    facts["settings"]["source"] = "ham10000"
+    write_json(run / "provenance.json", facts)
+    table = pd.read_csv(publish.publish(run) / "tables" / "image_quality.csv")
+    assert table["id"].tolist() == ["20231", "7", "patient-17"]
 
 
 def test_readme_holds_the_tables_and_what_stands_around_them(run, tmp_path):

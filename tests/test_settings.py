@@ -177,7 +177,7 @@ def test_overrides_win_and_own_images_choose_the_source():
     settings = config.load("smoke", {"epochs": 7, "images": "there"}, "mine")
     assert (settings.segmentation.epochs, settings.data.source) == (7, "folders")
     assert settings.run == "runs/mine"
-    assert config.load("smoke", {"images": "x", "source": "phantom"}).data.source == "phantom"
+    assert config.load("smoke", {"images": "x", "source": "ph2"}).data.source == "ph2"
 
 
 def test_flat_settings_and_overrides_make_the_same_settings_again():
@@ -243,9 +243,48 @@ def test_a_wrong_preset_file_is_named(tmp_path, monkeypatch):
         config.load("own")
 
 
-def test_lists_of_words_from_the_command_line_are_numbers_again():
-    settings = config.load("quick", {"seeds": ["3", "4"], "networks": ["unet"]})
-    assert settings.segmentation.seeds == [3, 4] and settings.segmentation.networks == ["unet"]
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("split", "2024_01_05", "2024_01_05"),
+        ("table", "001", "001"),
+        ("images", "/ümlaut #1/{b}", "/ümlaut #1/{b}"),
+        ("precision", "no", "no"),
+        ("launch", "a: b", "a: b"),
+        ("lr", "1e-3", 0.001),
+        ("epochs", "20", 20),
+        ("seeds", "[0, 1]", [0, 1]),
+        ("augment_scale", "[5e-1, 2]", [0.5, 2]),
+        ("base_finetune", "yes", True),
+        ("external_tests", "{a: /b}", {"a": "/b"}),
+    ],
+)
+def test_a_value_on_the_command_line_survives(key, text, value):
+    assert cli.overrides(cli.parser().parse_args(["--config", f"{key}={text}"]))[key] == value
+
+
+def test_a_list_that_is_broken_off_is_one_clear_error():
+    with pytest.raises(InputError, match="it must be a list, not empty"):
+        config.from_text("seeds", "[0,1")
+
+
+@pytest.mark.parametrize(
+    "given", [{"images": "x", "source": "phantom"}, {"isic_root": "x"}, {"invert_masks": True}]
+)
+def test_folders_that_the_source_would_ignore_are_an_error(given):
+    with pytest.raises(InputError, match="setting 'source': phantom does not fit"):
+        config.load("smoke", given)
+
+
+def test_an_official_split_needs_a_source_that_has_one():
+    with pytest.raises(InputError, match="grouped for a source without official parts"):
+        config.load("smoke", {"split": "official"})
+    assert config.load("smoke", {"split": "official", "source": "isic"}).data.split == "official"
+
+
+def test_own_images_do_not_get_the_masks_of_the_preset():
+    data = config.load("isic", {"images": "x"}).data
+    assert (data.images, data.masks, data.table) == ("x", "", "")
 
 
 def test_the_command_line_gives_flat_overrides():

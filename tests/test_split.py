@@ -65,9 +65,44 @@ def test_grouped_never_crosses_where_uniform_does(seed):
     assert uniform["groups"].sum() > 10
 
 
-def test_a_group_that_fits_nowhere_is_an_error():
-    with pytest.raises(InputError, match="does not fit into any part"):
+def test_sizes_are_targets_and_groups_stay_together():
+    table = lesions([f"L{k // 2}" for k in range(200)])
+    group = duplicates.groups(table, NONE)
+    names = split.make("grouped", table, group, 0.6145, 0)
+    assert pd.DataFrame({"g": group, "n": names}).groupby("g")["n"].nunique().max() == 1
+    counts = pd.Series(names).value_counts()
+    assert all(abs(counts[part] - n) <= 1 for part, n in split.sizes(200, 0.6145).items())
+    assert "124 in G (123)" in split.reached(names, "grouped", 0.6145)
+    assert split.reached(split.uniform(200, 0.6145, 0), "paper", 0.6145) == ""
+
+
+def test_only_a_part_without_any_group_is_an_error():
+    names = split.grouped(np.repeat(range(5), 10), 0.6, 0)
+    assert set(names) == set(split.PARTS)
+    with pytest.raises(InputError, match="S-test would be empty: there are only 3 groups"):
         split.grouped(np.repeat([0, 1, 2], 10), 0.5, 0)
+
+
+def test_images_of_one_patient_stay_together():
+    table = lesions(["A", "B", "", "A"]).assign(patient_id=["p", "p", "q", ""])
+    found = duplicates.groups(table, NONE)
+    assert len(set(found[[0, 1, 3]])) == 1 and found[2] != found[0]
+
+
+def test_the_official_parts_are_kept_and_the_training_set_is_divided(capsys):
+    parts = ["train"] * 100 + ["val"] * 5 + ["test"] * 20
+    table = lesions([f"L{k // 2}" for k in range(125)]).assign(official=parts)
+    group = duplicates.groups(table, NONE)
+    names = split.make("official", table, group, 0.6, 0)
+    assert set(names[100:105]) == {"S-val"} and set(names[105:]) == {"S-test"}
+    assert pd.Series(names[:100]).value_counts().to_dict() == {"G": 60, "S-train": 40}
+    split.check("official", split.audit(names, table, NONE, group))
+    assert "WARNING: the official split divides: 1 groups" in capsys.readouterr().out  # 104, 105
+    without = table[table["official"] != "val"]
+    names = split.make("official", without, np.arange(120), 0.6, 0)
+    assert (names[:100] == "S-val").sum() == 4 and set(names[100:]) == {"S-test"}
+    with pytest.raises(InputError, match="training and test sets of the source are not both"):
+        split.make("official", table.drop(columns="official"), group, 0.6, 0)
 
 
 def test_a_split_from_a_file(tmp_path):
@@ -158,3 +193,11 @@ def test_all_known_near_duplicates_of_the_real_images_are_found():
     found = {frozenset((names[a], names[b])) for a, b in zip(found["a"], found["b"], strict=True)}
     expected = {frozenset(row) for row in known[["id", "near_duplicate_of"]].to_numpy()}
     assert len(expected) == 12 and expected == found
+
+
+def test_rows_of_a_split_that_are_no_image_are_said(tmp_path, capsys):
+    path = tmp_path / "split.csv"
+    rows = [("b.JPG", "G"), ("a", "S-test"), ("c", "S-val"), ("d", "S-train"), ("z", "G")]
+    pd.DataFrame(rows, columns=["Image_ID", "Split"]).to_csv(path, sep=";", index=False)
+    assert split.from_file(path, ["a", "b", "c", "d"]).tolist()[1] == "G"
+    assert "WARNING: " in (said := capsys.readouterr().out) and "no image: 1, as z" in said

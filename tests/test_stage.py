@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from lesionlib.engine import trace
-from lesionlib.workflow import stage
+from lesionlib.engine import files, trace
+from lesionlib.workflow import processes, stage
 
 
 def test_without_a_driver_there_are_no_gpus_and_no_energy(monkeypatch):
@@ -67,6 +67,24 @@ def test_only_a_kernel_that_never_came_up_is_started_again(
     code, took = stage.run_papermill(given)
     assert code == status and took["started"]
     assert len((tmp_path / "starts").read_text().split()) == starts
+
+
+def test_a_stage_that_fails_says_where_and_why_for_the_last_lines(tmp_path, monkeypatch, capsys):
+    executed = tmp_path / "notebooks" / "01_data.ipynb"
+    said = {"output_type": "stream", "text": ["WARNING: 3 out\n"]}
+    error = {"output_type": "error", "ename": "InputError", "evalue": "x.jpg: corrupt"}
+    cells = [{"cell_type": "code", "outputs": [one]} for one in (said, error)]
+    files.write_json(executed, {"cells": cells})
+    (tmp_path / "log.txt").write_text("Traceback\nExecutionError: x\n\n")
+    monkeypatch.setattr(stage, "run_papermill", lambda given: (1, {}))
+    told = ["--text", str(tmp_path / "log.txt"), "--facts", "f", "--values", "{}"]
+    assert stage.main(["notebooks/01_data.ipynb", str(executed), *told]) == 1
+    cause = f"{executed}, cell 2: x.jpg: corrupt"
+    assert processes.told_failures(tmp_path) == [cause]
+    assert capsys.readouterr().err.splitlines() == ["WARNING: 3 out", cause]
+    files.write_json(executed, {"cells": []})  # the kernel died before it could say anything
+    assert stage.main(["notebooks/01_data.ipynb", str(executed), *told]) == 1
+    assert processes.told_failures(tmp_path) == ["ExecutionError: x"]
 
 
 def test_a_stage_that_failed_leaves_an_empty_file_that_nobody_trips_over(tmp_path):

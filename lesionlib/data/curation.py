@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from lesionlib.data import decoding
+from lesionlib.data import decoding, plausibility
 from lesionlib.data.decoding import Picture
+from lesionlib.data.plausibility import BRIGHT, MaskRule
 from lesionlib.engine.artefacts import Artefact
-from lesionlib.engine.errors import InputError
+from lesionlib.engine.errors import InputError, say
 from lesionlib.engine.files import atomic_write, write_csv
 from lesionlib.engine.progress import progress
 from lesionlib.engine.provenance import digest, recorded
@@ -32,25 +33,44 @@ SPECKS = 0.05  # share of the lesion below which all regions but the largest are
 NAMES = ("images.npy", "masks.npy", "pixels.csv")
 
 
-def _lesion(file: Picture) -> np.ndarray:
-    """A mask (H, W) of 0 and 1 without specks; pixels above 128/255 of the maximum are lesion.
+def _marked(file: Picture, rule: MaskRule) -> tuple[np.ndarray, int]:
+    """Where a mask (H, W) is marked, as 0 and 1, and its largest value.
 
-    128 itself is background, as in ISIC's official scoring.
+    Marked are pixels above 128/255 of the maximum, or of the value of the rule. 128 itself is
+    background, as in ISIC's official scoring.
     """
     values = decoding.grey(file)
     top = values.max()
+    if rule.value >= 0:
+        return (values == rule.value).view(np.uint8), int(top)
     if top <= 0:
         raise file.error("is empty: no lesion is left")
     odd = 1 - (np.count_nonzero(values == 0) + np.count_nonzero(values == top)) / values.size
+    if odd > NOTICEABLE or file.view.mode not in ("1", "L"):
+        plausibility.require_two_values(file, values)
     if odd > NOTICEABLE:
         mixed = np.mean((values > top // 10) & (values < top - top // 10))
         if mixed > MIXED:
             raise file.error(f"is not a mask: {mixed:.0%} of it is neither dark nor bright")
         file.note(f"thresholded at half of its maximum ({odd:.1%} of it lies between)")
     half = top * 128 / 255 if values.dtype.kind == "f" else int(top) * 128 // 255
-    lesion = (values > half).view(np.uint8)
+    return (values > half).view(np.uint8), int(top)
+
+
+def _lesion(file: Picture, rule: MaskRule = BRIGHT) -> tuple[np.ndarray, int]:
+    """A mask (H, W) of 0 and 1 without specks, and its largest value."""
+    lesion, top = _marked(file, rule)
+    if rule.invert:
+        lesion = 1 - lesion
+    if not lesion.any():
+        raise file.error("is empty: no lesion is left")
     if lesion.all():
         raise file.error("is lesion everywhere")
+    if (share := plausibility.encloses(lesion)) < plausibility.OUTLINE and plausibility.border(
+        lesion
+    ) < 0.5:
+        problem = f"is an outline, no area: the lesion is {share:.0%} of what it encloses"
+        raise file.error(problem, "fill the outline")
     x, y, width, height = cv2.boundingRect(lesion)
     box = lesion[y : y + height, x : x + width]
     n, labels = cv2.connectedComponents(box, connectivity=8)
@@ -62,7 +82,7 @@ def _lesion(file: Picture) -> np.ndarray:
         file.note(
             f"specks removed ({rest:.2%} of it)" if rest < SPECKS else f"{n - 1} regions kept"
         )
-    return lesion
+    return lesion, top
 
 
 def _use_orientation(image: Picture, mask: Picture) -> bool:
@@ -122,10 +142,20 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     square). A JPEG at least four times as large is decoded at half its size. Raises InputError,
     which names the file, for anything that is not a usable pair.
     """
+    return read_facts(image_path, mask_path, size, fit)[:3]
+
+
+def read_facts(image_path, mask_path, size: int, fit: str = "squash", rule=BRIGHT):
+    """As `read_pair`, and facts about the mask: its largest value, the lesion's share of its edge.
+
+    `rule` says which pixels of the mask are lesion.
+    """
     if not mask_path or pd.isna(mask_path):
         remedy = "add STEM.png or STEM_segmentation.png to the masks, or remove the image"
         raise InputError(image_path, "no mask of the same stem", remedy)
     image, mask = decoding.read(image_path, "image"), decoding.read(mask_path, "mask")
+    if image.data == mask.data:
+        raise mask.error("is the image itself", "give the folder of the masks (--masks DIR)")
     upright = _use_orientation(image, mask)
     sides = image.size(upright)
     if min(sides) < SMALLEST or max(sides) > LONGEST * min(sides):
@@ -133,7 +163,8 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     inner = _inner(sides, size, fit)
     # Halving an odd side shifts its end by i / s target pixels; up to 1/16 is harmless.
     halve = [s >= 4 * i and (s % 2 == 0 or s >= 16 * i) for s, i in zip(sides, inner, strict=True)]
-    lesion, pixels = _lesion(mask), decoding.rgb(image, all(halve))
+    (lesion, top), pixels = _lesion(mask, rule), decoding.rgb(image, all(halve))
+    facts = {"top": top, "border": round(plausibility.border(lesion), 4)}
     if upright:
         lesion, pixels = decoding.turned(lesion, mask.turn), decoding.turned(pixels, image.turn)
     small = _averaged(pixels, inner)
@@ -149,22 +180,24 @@ def read_pair(image_path, mask_path, size: int, fit: str = "squash"):
     lost = 1 - square.sum() / scaled.sum()
     if lost > SPECKS:
         mask.note(f"{lost:.0%} of the lesion cut off")
-    return small, square, image.notes + mask.notes
+    return small, square, image.notes + mask.notes, facts
 
 
-def whole_mask(image_path, mask_path, fit: str = "squash") -> np.ndarray:
+def whole_mask(image_path, mask_path, fit: str = "squash", rule=BRIGHT) -> np.ndarray:
     """The mask of a pair at its own resolution: uint8 (H, W) of 0 and 1, upright.
 
     It covers the same area as the square array: letterbox pads it to a square, crop takes the
     central square. Raises InputError as `read_pair` does.
     """
     image, mask = decoding.read(image_path, "image"), decoding.read(mask_path, "mask")
-    lesion = decoding.turned(_lesion(mask), mask.turn if _use_orientation(image, mask) else 1)
+    lesion = decoding.turned(
+        _lesion(mask, rule)[0], mask.turn if _use_orientation(image, mask) else 1
+    )
     side = {"squash": 0, "letterbox": max(lesion.shape), "crop": min(lesion.shape)}[fit]
     return np.ascontiguousarray(_square(lesion, side) if side else lesion)
 
 
-def _in_order(work, items, workers: int):
+def in_order(work, items, workers: int):
     """Yield work(item) of all items in order, computed on threads with bounded memory."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
@@ -205,7 +238,7 @@ def _current_statuses(artefact: Artefact):
     path = artefact.path
     try:
         if artefact.is_current() and recorded(path)["checksums"] == _checksums(path.parent):
-            return pd.read_csv(path, dtype=str, keep_default_na=False)
+            return pd.read_csv(path, dtype={"id": str}, keep_default_na=False)
     except OSError:
         pass  # an array is missing: read again
     return None
@@ -233,6 +266,17 @@ def _npy_appender(path, *shape):
         file.write(header)
 
 
+def quarantine_notes(reasons) -> list[str]:
+    """A WARNING for each kind of problem among the reasons of quarantine, with an example."""
+    reasons = pd.Series(list(reasons), dtype=str)
+    problems = reasons.str.extract(r": (.*)\. Remedy")[0].str.replace(r"\d+", "N", regex=True)
+    kinds = reasons.groupby(problems).agg(["size", "first"])
+    return [
+        f"WARNING: {count} quarantined ({problem}), for example {example}"
+        for problem, (count, example) in kinds.iterrows()
+    ]
+
+
 def _require_enough(rows, results, fewest: int):
     """Raise InputError, with the first problem, if fewer than `fewest` pairs are usable."""
     problems = [result for result in results if isinstance(result, InputError)]
@@ -246,19 +290,19 @@ def _require_enough(rows, results, fewest: int):
         )
 
 
-def _read_or_error(row, size: int, fit: str):
-    """`read_pair` of a row (whether the id is repeated, id, image, mask), or its InputError."""
+def read_or_error(row, size: int, fit: str, rule: MaskRule):
+    """`read_facts` of a row (whether the id is repeated, id, image, mask), or its InputError."""
     repeated, name, *paths = row
     try:
         if repeated:
             raise InputError(paths[0], f"a second row of the id {name}", "rename the image")
-        return read_pair(*paths, size, fit)
+        return read_facts(*paths, size, fit, rule)
     except InputError as error:
         return error
 
 
 def _read_all(rows, read, folder: Path, size: int, bad_inputs: str, workers, fewest: int) -> list:
-    """Write the arrays that `read` returns for the rows; returns repairs or InputError of each.
+    """Write the arrays that `read` returns for the rows; (repairs, facts) or InputError of each.
 
     No array is written if `_require_enough`, or bad_inputs='stop', raises an InputError.
     """
@@ -268,20 +312,35 @@ def _read_all(rows, read, folder: Path, size: int, bad_inputs: str, workers, few
         with (
             _npy_appender(folder / NAMES[0], size, size, 3) as add_image,
             _npy_appender(folder / NAMES[1], size, size) as add_mask,
-            closing(_in_order(read, rows, workers or os.cpu_count() or 1)) as found,
+            closing(in_order(read, rows, workers or os.cpu_count() or 1)) as found,
         ):
             for pair in progress(found, desc="read", total=len(rows)):
                 if not isinstance(pair, InputError):
                     add_image(pair[0])
                     add_mask(pair[1])
-                    pair = "; ".join(pair[2])
+                    pair = "; ".join(pair[2]), pair[3]
                 elif bad_inputs == "stop":
                     raise pair
                 results.append(pair)
+                if isinstance(pair, plausibility.LabelMapError):
+                    plausibility.require_masks(results, len(rows))
             _require_enough(rows, results, fewest)
     finally:
         cv2.setNumThreads(threads)
     return results
+
+
+def _status_table(ids, results) -> pd.DataFrame:
+    """Columns id, status, reason, repairs, top, border of the results of `_read_all`."""
+    rows = [
+        ("quarantined", str(r), "", -1, 0.0)
+        if isinstance(r, InputError)
+        else ("used", "", r[0], r[1]["top"], r[1]["border"])
+        for r in results
+    ]
+    found = pd.DataFrame(rows, columns=["status", "reason", "repairs", "top", "border"])
+    found.insert(0, "id", list(ids))
+    return found
 
 
 def curate(
@@ -291,7 +350,7 @@ def curate(
     fit="squash",
     bad_inputs="skip",
     workers=None,
-    state="",
+    rule=BRIGHT,
     fewest: int = FEWEST,
 ):
     """Read the pairs of a catalogue into folder/images.npy (N, size, size, 3) and masks.npy.
@@ -301,7 +360,8 @@ def curate(
     in order. Repeated ids are quarantined. bad_inputs='stop' raises the first problem instead.
     Pairs are decoded on `workers` threads (default: all cores) and written at once. Nothing is
     read again while files (by size and time), settings and code are unchanged and the arrays are
-    intact (`engine.artefacts`). Raises InputError if fewer than `fewest` pairs are usable.
+    intact (`engine.artefacts`). Prints WARNINGS on the masks (`plausibility.judge`). Raises
+    InputError if fewer than `fewest` pairs are usable, or if masks are label maps.
     """
     if fit not in FITS:
         raise InputError("settings", f"unknown fit '{fit}'", f"use one of {', '.join(FITS)}")
@@ -309,22 +369,20 @@ def curate(
     rows = list(zip(repeated, table["id"], table["image"], table["mask"], strict=True))
     files = [(str(name), str(i), _file_state(i), str(m), _file_state(m)) for _, name, i, m in rows]
     decoders = [version(name) for name in ("simplejpeg", "pillow", "opencv-python")]
-    settings = {"size": size, "fit": fit, "state": state, "decoders": decoders}
-    code, inputs = ("lesionlib.data.curation:read_pair",), {"files": digest(files)}
+    settings = {"size": size, "fit": fit, "rule": rule, "decoders": decoders}
+    code, inputs = ("lesionlib.data.curation:read_facts",), {"files": digest(files)}
     artefact = Artefact(folder / NAMES[2], code, settings, inputs)
-    statuses = _current_statuses(artefact)
-    if statuses is not None and not (bad_inputs == "stop" and statuses["reason"].any()):
-        print(f"{folder}: nothing has changed; the {len(statuses)} pairs are not read again")
-        return table.assign(**{name: statuses[name].to_numpy() for name in statuses.columns[1:]})
-    Path(f"{artefact.path}.json").unlink(missing_ok=True)
-    read = partial(_read_or_error, size=size, fit=fit)
-    results = _read_all(rows, read, folder, size, bad_inputs, workers, fewest)
-    bad = [isinstance(result, InputError) for result in results]
-    table = table.assign(
-        status=["quarantined" if b else "used" for b in bad],
-        reason=[str(r) if b else "" for b, r in zip(bad, results, strict=True)],
-        repairs=["" if b else r for b, r in zip(bad, results, strict=True)],
+    found = _current_statuses(artefact)
+    if found is not None and not (bad_inputs == "stop" and found["reason"].ne("").any()):
+        print(f"{folder}: nothing has changed; the {len(found)} pairs are not read again")
+    else:
+        Path(f"{artefact.path}.json").unlink(missing_ok=True)
+        read = partial(read_or_error, size=size, fit=fit, rule=rule)
+        results = _read_all(rows, read, folder, size, bad_inputs, workers, fewest)
+        found = _status_table(table["id"], results)
+        write_csv(artefact.path, found)
+        artefact.record(checksums=_checksums(folder))
+    say(plausibility.judge(found[found["status"] == "used"], rule))
+    return table.assign(
+        **{name: found[name].to_numpy() for name in ("status", "reason", "repairs")}
     )
-    write_csv(artefact.path, table[["id", "status", "reason", "repairs"]])
-    artefact.record(checksums=_checksums(folder))
-    return table

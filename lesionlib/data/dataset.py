@@ -10,9 +10,10 @@ import pandas as pd
 from PIL import Image
 
 from lesionlib.data.curation import whole_mask
+from lesionlib.data.plausibility import BRIGHT
 from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.engine.errors import InputError, require
-from lesionlib.engine.files import atomic_write, read_json, resolve, write_csv
+from lesionlib.engine.files import atomic_write, read_json, resolve, unescaped, write_csv
 from lesionlib.engine.progress import progress
 from lesionlib.engine.provenance import digest, file_digest, record
 
@@ -76,7 +77,8 @@ def load(run) -> Study:
     """The study's arrays; InputError if notebook 01 has not been run or they are corrupt."""
     folder = resolve(run) / "data"
     index = require(folder / "index.csv", "01_data")
-    table = pd.read_csv(index, keep_default_na=False, na_values={a: [""] for a in ATTRIBUTES})
+    known = {"dtype": {"id": str}, "na_values": {name: [""] for name in ATTRIBUTES}}
+    table = unescaped(pd.read_csv(index, keep_default_na=False, **known))
     facts = read_json(require(folder / "index.csv.json", "01_data"))
     images, masks = (require(folder / name, "01_data") for name in ("images.npy", "masks.npy"))
     if fingerprint(folder) != facts["data"]:
@@ -89,13 +91,15 @@ def load(run) -> Study:
     return Study(*arrays, table, facts["data"])
 
 
-def save_originals(path, table, fit: str):
+def save_originals(path, table, fit: str, rule=BRIGHT):
     """Write the masks of a table's rows (id, image, mask) at full resolution to an .npz, by id.
+
+    `rule` says which of their pixels are lesion.
 
     Segmentation is evaluated on these, not on the square masks that networks are trained on.
     """
     whole = {
-        row.id: whole_mask(row.image, row.mask, fit)
+        row.id: whole_mask(row.image, row.mask, fit, rule)
         for row in progress(list(table.itertuples()), desc="masks at full resolution")
     }
     with atomic_write(path) as temporary:

@@ -18,13 +18,17 @@ from PIL import Image, UnidentifiedImageError
 from lesionlib.engine.errors import InputError
 
 ENDINGS = {  # formats, recognised by content, and their usual endings
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
     "PNG": (".png",),
-    "BMP": (".bmp",),
+    "BMP": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
     "GIF": (".gif",),
     "WEBP": (".webp",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
 }
+TYPES = {ending for endings in ENDINGS.values() for ending in endings}
 LARGEST = 89_000_000  # pixels
 FLAT = 4  # grey levels: standard deviation of a row below which it is uniform
 
@@ -207,3 +211,19 @@ def grey(file: Picture) -> np.ndarray:
     if colour.min() == colour.max() and alpha.min() < alpha.max():
         return alpha
     return np.minimum(colour, alpha) if alpha.any() else colour
+
+
+def colours(file: Picture) -> np.ndarray | None:
+    """The colours (H, W) of a mask as numbers 0xRRGGBB; None if it is grey or a JPEG."""
+    if file.view.mode in ("1", "L", "I", "F", "LA") or file.view.mode.startswith("I;16"):
+        return None
+    if file.view.format in ("JPEG", "MPO"):
+        return None
+    with _decoder_errors(file.path, file.what):
+        pixels = np.asarray(
+            file.view.convert("RGBA" if "P" in file.view.mode else "RGB").convert("RGB")
+        )
+    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
+    if (red == green).all() and (green == blue).all():
+        return None
+    return red << 16 | green << 8 | blue

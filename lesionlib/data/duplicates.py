@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from lesionlib.data.tables import GROUPS
 from lesionlib.engine.progress import progress
 
 PAIRS = ["a", "b", "same"]  # columns of a table of near-duplicates: two row numbers, correlation
@@ -111,15 +112,15 @@ def near_duplicates(images: np.ndarray) -> pd.DataFrame:
 
 
 def groups(table: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
-    """A group number per row (n,): equal for rows with one lesion_id or joined by near-duplicates.
+    """A group number per row (n,): equal for one lesion, one patient, or near-duplicates.
 
-    `table` has a column lesion_id (may be empty); `pairs` is from `near_duplicates`.
+    `table` has a column lesion_id and may have patient_id (cells may be empty); `pairs` is from
+    `near_duplicates`.
     """
-    n = len(table)
-    lesions = table["lesion_id"].fillna("")
-    first = {}
-    links = [(first.setdefault(name, row), row) for row, name in enumerate(lesions) if name]
-    links += list(pairs[["a", "b"]].itertuples(index=False, name=None))
+    n, links = len(table), list(pairs[["a", "b"]].itertuples(index=False, name=None))
+    for column in table.columns.intersection(GROUPS):
+        first, names = {}, table[column].fillna("")
+        links += [(first.setdefault(name, row), row) for row, name in enumerate(names) if name]
     rows, columns = np.array(links, int).reshape(-1, 2).T
     graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(n, n))
     return connected_components(graph, directed=False)[1]

@@ -10,35 +10,36 @@ import numpy as np
 import pandas as pd
 
 from lesionlib.data import catalogue, curation, dataset, duplicates
-from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import resolve, write_csv, write_npy
+from lesionlib.engine.errors import InputError, say
+from lesionlib.engine.files import resolve, unescaped, write_csv, write_npy
 from lesionlib.engine.provenance import digest, record
 
 
 def read_pairs(source, size: int, fit: str, work, bad_inputs: str = "skip"):
     """Table (id, image, mask, …), images (n, size, size, 3) and masks of the usable pairs of a set.
 
-    Curated in the folder `work` like any other pairs (`curation.curate`); unusable pairs are named
-    in a WARNING. InputError if no pair is usable.
+    Found and curated in the folder `work` like any other pairs (`curation.curate`); files that are
+    not used and unusable pairs are named in WARNINGS. InputError if no pair is usable.
     """
-    images, masks = catalogue.pair_folders(source)
-    found = catalogue.read_folders(images, masks, "")
+    found = catalogue.read_pairs(source)
+    say(found.notes)
     table = curation.curate(found.table, size, work, fit, bad_inputs, fewest=1)
-    for reason in table["reason"][table["status"] != "used"]:
-        print(f"WARNING: left out: {reason}")
+    say(curation.quarantine_notes(table["reason"][table["status"] != "used"]))
     used = table[table["status"] == "used"].reset_index(drop=True)
+    print(f"NOTE: {source}: {len(used)} of {len(table)} images are used")
     return used, *(np.load(Path(work) / name) for name in ("images.npy", "masks.npy"))
 
 
 def read(run, name: str, source, study, *, fit: str, bad_inputs: str = "skip") -> int:
     """Read an external test set into data/external/NAME of a run; returns its number of pairs.
 
-    Pictures that are also in the study, by id or by `duplicates.copies`, are left out with a
-    WARNING: ISIC 2018 contains parts of ISIC 2016 and 2017. InputError if none is left.
+    Pictures that are also in the study (`duplicates.copies`) are left out with a WARNING: ISIC 2018
+    contains parts of ISIC 2016 and 2017. The same id in two data sets does not make two files the
+    same picture. InputError if none is left.
     """
     folder = resolve(run) / "data" / "external" / name
     table, images, _ = read_pairs(source, study.images.shape[1], fit, folder / "pixels", bad_inputs)
-    known = table["id"].isin(study.table["id"]).to_numpy(copy=True)
+    known = np.zeros(len(table), bool)
     known[duplicates.copies(study.images, images)["made"].astype(int)] = True
     if known.any():
         first = table["id"][known.argmax()]
@@ -59,5 +60,5 @@ def read(run, name: str, source, study, *, fit: str, bad_inputs: str = "skip") -
 def load(run, name: str):
     """Images (n, S, S, 3), masks at full resolution, and ids of an external test set."""
     folder = resolve(run) / "data" / "external" / name
-    ids = pd.read_csv(folder / "index.csv", dtype=str)["id"]
+    ids = unescaped(pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False))["id"]
     return np.load(folder / "images.npy"), dataset.originals(folder / "originals.npz", ids), ids

@@ -1,4 +1,4 @@
-"""The source of a run's images: procedural ones, the ISIC downloads, or the user's own folders."""
+"""The source of a run's images: procedural ones, a public source, or the user's own folders."""
 
 from lesionlib.data import catalogue, phantom
 from lesionlib.engine.settings import Data
@@ -15,9 +15,10 @@ def read(settings: Data, folder) -> catalogue.Catalogue:
         root = folder
         phantom.write_dataset(root, settings.phantoms, settings.phantom_size, settings.data_seed)
     return catalogue.read(
-        "folders" if settings.source == "folders" else "isic",
+        settings.source,
         images=settings.images,
         masks=settings.masks,
         table=settings.table,
         isic_root=root,
+        official=settings.split == "official",
     )

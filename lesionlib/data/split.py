@@ -8,8 +8,8 @@ The split `grouped` keeps such pictures in one part (`duplicates.groups`).
 import numpy as np
 import pandas as pd
 
-from lesionlib.data.catalogue import read_table
-from lesionlib.engine.errors import InputError
+from lesionlib.data.tables import find_id, image_name, read_table
+from lesionlib.engine.errors import InputError, say
 from lesionlib.engine.files import resolve
 
 PARTS = ("G", "S-train", "S-val", "S-test")
@@ -31,28 +31,82 @@ def uniform(n: int, generator_share: float, seed: int) -> np.ndarray:
 
 
 def grouped(group: np.ndarray, generator_share: float, seed: int) -> np.ndarray:
-    """Random part names (n,) of exact sizes that keep rows of equal `group` (n,) in one part.
+    """Random part names (n,) that keep rows of equal `group` (n,) in one part.
 
     Groups are placed from large to small, in random order among equals, into a part with room for
-    them, with probability proportional to the room left. Raises InputError if a group does not fit
-    into any part.
+    them, with probability proportional to the room left; one that has room nowhere goes where most
+    is left. The sizes are therefore targets, met exactly as far as the groups allow. Raises
+    InputError if a part would be empty.
     """
     rng = np.random.default_rng([seed, 2018])
     left = sizes(len(group), generator_share)
-    names = np.empty(len(group), dtype=object)
     members = pd.Series(range(len(group))).groupby(group).apply(list)
     order = sorted(rng.permutation(len(members)), key=lambda g: -len(members.iloc[g]))
+    placed = {part: [] for part in PARTS}
     for rows in (members.iloc[g] for g in order):
         room = np.array([k if k >= len(rows) else 0 for k in left.values()], float)
-        if not room.any():
+        part = rng.choice(PARTS, p=room / room.sum()) if room.any() else max(left, key=left.get)
+        placed[part].append(rows)
+        left[part] -= len(rows)
+    _fill_empty(placed, left)
+    names = np.empty(len(group), dtype=object)
+    for part, groups in placed.items():
+        names[np.concatenate(groups)] = part
+    return names.astype(str)
+
+
+def _fill_empty(placed: dict, left: dict):
+    """Move the smallest group of the fullest part that has several into each part without one."""
+    for part in PARTS:
+        if placed[part]:
+            continue
+        givers = [name for name in PARTS if len(placed[name]) > 1]
+        if not givers:
             raise InputError(
                 "split 'grouped'",
-                f"a group of {len(rows)} images that belong together does not fit into any part",
-                "correct the column lesion_id, or set split to paper",
+                f"{part} would be empty: there are only {sum(map(len, placed.values()))} groups of "
+                "images that belong together",
+                "correct the columns lesion_id and patient_id, or set split to paper",
             )
-        part = rng.choice(PARTS, p=room / room.sum())
-        names[rows], left[part] = part, left[part] - len(rows)
+        giver = min(givers, key=left.get)
+        placed[part].append(placed[giver].pop(int(np.argmin(list(map(len, placed[giver]))))))
+        for name, sign in ((giver, 1), (part, -1)):
+            left[name] += sign * len(placed[part][0])
+
+
+def official(table: pd.DataFrame, group: np.ndarray, generator_share: float, seed: int):
+    """Part names (n,) with the source's own test set as S-test and validation set as S-val.
+
+    The training set is divided into G (`generator_share` of it) and S-train, groups together; where
+    the source has no validation set, S-val is drawn from it too. Raises InputError without a test
+    set on the disk.
+    """
+    part = table["official"].to_numpy() if "official" in table else np.array([""] * len(table))
+    if not {"train", "test"} <= set(part):
+        raise InputError(
+            "split 'official'",
+            "the official training and test sets of the source are not both on the disk",
+            "unpack ISIC 2016, 2017 or 2018 with its test set (--images DIR), or ./run_all.sh "
+            "--fetch and source=isic; else set split to grouped",
+        )
+    training = part == "train"
+    drawn = grouped(group[training], generator_share, seed).astype(object)
+    names = np.array([{"val": "S-val"}.get(name, "S-test") for name in part], dtype=object)
+    drawn[drawn == "S-test"] = "S-train"
+    if "val" in part:
+        drawn[drawn == "S-val"] = "S-train"
+    names[training] = drawn
     return names.astype(str)
+
+
+def reached(names: np.ndarray, method: str, generator_share: float) -> str:
+    """A WARNING if the sizes of a grouped split are not those that were aimed at, else ''."""
+    wanted = sizes(len(names), generator_share)
+    got = {part: int((names == part).sum()) for part in PARTS}
+    if method != "grouped" or got == wanted:
+        return ""
+    shown = ", ".join(f"{got[part]} in {part} ({wanted[part]})" for part in PARTS)
+    return f"WARNING: sizes of the split, in brackets those aimed at: {shown}; groups stay together"
 
 
 def from_file(path, ids) -> np.ndarray:
@@ -62,8 +116,14 @@ def from_file(path, ids) -> np.ndarray:
     """
     path = resolve(path)
     table = read_table(path, "split")
-    if not {"id", "split"} <= set(table):
+    if "split" not in table:
         raise InputError(path, "no columns 'id' and 'split'", "add them")
+    table, notes = find_id(path, table, ids)
+    table["id"] = table["id"].map(image_name)
+    unused = table["id"][~table["id"].isin(list(ids))]
+    if len(unused):
+        notes.append(f"WARNING: {path}: ids that are no image: {len(unused)}, as {unused.iloc[0]}")
+    say(notes)
     known = table.drop_duplicates("id").set_index("id")["split"]
     wrong = sorted(set(known) - set(PARTS))
     if wrong:
@@ -83,7 +143,9 @@ def from_file(path, ids) -> np.ndarray:
 
 
 def make(method: str, table: pd.DataFrame, group: np.ndarray, generator_share: float, seed: int):
-    """Part names (n,) by `method`: grouped, paper, or the path of a CSV with id and split."""
+    """Part names (n,) by `method`: grouped, paper, official, or a CSV with id and split."""
+    if method == "official":
+        return official(table, group, generator_share, seed)
     if method == "paper":
         return uniform(len(table), generator_share, seed)
     if method == "grouped":
@@ -110,13 +172,22 @@ def audit(names: np.ndarray, table: pd.DataFrame, pairs: pd.DataFrame, group) ->
 
 
 def check(method: str, crossing: pd.DataFrame):
-    """Raise InputError if `audit` found divided groups, unless the split is the paper's."""
+    """Raise InputError if `audit` found divided groups, unless the split is that of others.
+
+    The paper's split divides groups at random; of an official one, a WARNING says what it divides.
+    """
     broken = crossing[crossing["groups"] > 0]
-    if method != "paper" and len(broken):
-        raise InputError(
-            f"split '{method}'",
-            f"{broken['groups'].sum()} groups of the same lesion or picture lie on both sides of "
-            + ", ".join(broken["border"]),
-            "put each group into one part (tables/near_duplicates.csv lists pictures), or set "
-            "split to paper",
-        )
+    if method == "paper" or broken.empty:
+        return
+    borders = ", ".join(broken["border"])
+    problem = f"{broken['groups'].sum()} groups of the same lesion, patient or picture lie on both "
+    problem += f"sides of {borders}"
+    if method == "official":
+        print(f"WARNING: the official split divides: {problem}; scores on S-test are too good")
+        return
+    raise InputError(
+        f"split '{method}'",
+        problem,
+        "put each group into one part (tables/near_duplicates.csv lists pictures), or set split "
+        "to paper",
+    )

@@ -12,6 +12,12 @@ class InputError(Exception):
         return type(self), (self.where, self.problem, self.remedy)
 
 
+def say(lines):
+    """Print lines, such as notes and WARNINGS, if there are any."""
+    for line in lines:
+        print(line, flush=True)
+
+
 def require(path, notebook: str):
     """Return `path` if it exists; else raise InputError, which names the notebook that makes it."""
     if not path.exists():

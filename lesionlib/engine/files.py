@@ -17,6 +17,7 @@ import numpy as np
 from lesionlib.engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: notebooks/, config/, runs/
+FORMULA = r"'*\s*(?:=|@|[+-][^\d.\s])"  # how a cell begins that a spreadsheet would run
 TEMPORARY = re.compile(r"\..+\.\d+(\.\w+)?")  # file names that `atomic_write` uses
 
 
@@ -102,9 +103,27 @@ def read_json(path, default=None):
 
 
 def write_csv(path, frame):
-    """Write a pandas table without its index."""
+    """Write a pandas table without its index.
+
+    An apostrophe is put before text that a spreadsheet would run as a formula; `unescaped` removes
+    it from a table that was read again.
+    """
+    frame = frame.copy(deep=False)
+    for name in frame.select_dtypes(["object", "string"]):
+        bad = frame[name].astype(str).str.match(FORMULA)
+        if bad.any():
+            frame[name] = frame[name].where(~bad, "'" + frame[name].astype(str))
     with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False)
+
+
+def unescaped(frame):
+    """A table that `write_csv` wrote, as it was before."""
+    for name in frame.select_dtypes(["object", "string"]):
+        bad = frame[name].astype(str).str.match(f"'{FORMULA}")
+        if bad.any():
+            frame[name] = frame[name].where(~bad, frame[name].str.slice(1))
+    return frame
 
 
 def write_npy(path, array):

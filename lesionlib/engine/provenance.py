@@ -144,13 +144,25 @@ def unchanged(path):
     return path
 
 
+def other_clone() -> str:
+    """A WARNING if the working folder is of another clone than the package, or ''."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "lesionlib" / "__init__.py").exists():
+            if folder == ROOT:
+                return ""
+            remedy = f"start it with {folder}/run_all.sh, or set PYTHONPATH={folder}"
+            return f"WARNING: this is {folder}, but the code of {ROOT} runs: {remedy}"
+    return ""
+
+
 def header(run) -> str:
-    """One line for the top of a notebook: run, versions, device, code version."""
+    """Lines for the top of a notebook: run, versions, device, code and whose it is."""
     torch = sys.modules.get("torch")  # slow import, which not every notebook needs
     gpu = torch is not None and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else "CPU"
     versions = environment()["packages"]
-    return (
+    line = (
         f"run {run} · lesionlib {code_version()} · Python {platform.python_version()} · "
         f"torch {versions['torch']} · diffusers {versions['diffusers']} · {device}"
     )
+    return "\n".join(filter(None, [line, other_clone()]))

@@ -12,6 +12,7 @@ import difflib
 import re
 import sys
 import textwrap
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
@@ -66,6 +67,17 @@ Share = Annotated[int, Field(ge=1, le=100)]
 Factor = Annotated[float, Field(gt=0)]
 AugmentedTraining = Literal["base", "controlnet", "pix2pixhd", "reference", "classifier"]
 Network = Literal["unet", "unet_imagenet", "dcsaunet"]
+Source = Literal[
+    "phantom",
+    "isic",
+    "folders",
+    "ham10000",
+    "ph2",
+    "isic2016",
+    "isic2017",
+    "isic2018",
+    "isic_archive",
+]
 Arm = Literal[
     "table",
     "steps",
@@ -121,14 +133,21 @@ class Group(BaseModel):
 class Data(Group):
     """Images, their preparation, split and prompts (notebook 01)."""
 
-    source: Literal["phantom", "isic", "folders"] = setting(
+    source: Source = setting(
         "phantom",
-        "Source of the images: procedural ones (phantom), the ISIC downloads, or your own folders.",
+        "Source of the images: procedural ones (phantom), the ISIC downloads (isic), your own "
+        "folders, or a public source as it was unpacked, which is also recognised in images.",
     )
-    images: str = setting("", "Folder of the images, for the source folders (--images).")
-    masks: str = setting("", "Folder of the masks, for the source folders (--masks).")
-    table: str = setting(
-        "", "CSV of labels, or folder of ISIC tables, for the source folders (--table)."
+    images: str = setting("", "Folder of the images, or of a public source (--images).")
+    masks: str = setting("", "Folder of the masks, if not in that of the images (--masks).")
+    table: str = setting("", "CSV of labels, or folder of ISIC tables (--table).")
+    lesion_value: int = setting(
+        -1,
+        "Value of the lesion in your masks (--lesion-value); -1 takes the brighter of two.",
+        ge=-1,
+    )
+    invert_masks: bool = setting(
+        False, "Whether the lesion is what your masks do not mark (--invert-masks)."
     )
     isic_root: str = setting(
         "data/isic", "Folder of the unpacked ISIC downloads, for the source isic."
@@ -152,7 +171,7 @@ class Data(Group):
     split: str = setting(
         "grouped",
         "Split of the images: grouped (random, but all images of a lesion or picture in one part), "
-        "paper (uniformly random), or the path of a CSV.",
+        "paper (uniformly random), official (that of the source), or the path of a CSV.",
     )
     split_seed: int = setting(0, "Seed of the random split into G, S-train, S-val, S-test.", ge=0)
     generator_share: float = setting(
@@ -742,11 +761,34 @@ def nearest(word: str, valid) -> str:
     return found[0] if found else "nothing"
 
 
-def typed(value):
-    """A value whose list entries, strings on Snakemake's command line, get their types back."""
-    if isinstance(value, list):
-        return [yaml.safe_load(item) if isinstance(item, str) else item for item in value]
+def _converted(value, schema: dict):
+    """A value that YAML may have left as text, such as 1e-3, as the number that it is."""
+    if isinstance(value, list) and "items" in schema:
+        return [_converted(item, schema["items"]) for item in value]
+    types = {"integer": int, "number": float}
+    if isinstance(value, str) and schema.get("type") in types:
+        with suppress(ValueError):
+            return types[schema["type"]](value)
     return value
+
+
+def from_text(key: str, text: str):
+    """The value of a setting that was given as text on the command line.
+
+    A setting that is text is taken as it stands, so that 3.10, 001 and no survive; everything else
+    is YAML. Raises InputError if that is broken.
+    """
+    schema = _schema(key) if key in KEYS else {}
+    if schema.get("type") == "string":
+        return text
+    if schema.get("type") in ("integer", "number"):
+        return _converted(text, schema)
+    try:
+        return _converted(yaml.safe_load(text), schema)
+    except yaml.YAMLError as error:
+        must = f"it must be {allowed(schema)}" if schema else LISTING
+        remedy = f"{must}; quote it for the shell: --config '{key}=...'"
+        raise InputError("--config", f"{key}={text} is broken off or misspelt", remedy) from error
 
 
 def one_line(value) -> str:
@@ -779,11 +821,28 @@ def _size_rules(key: str, size: int, factors: dict):
         yield size % factor, key, size, f"a multiple of {factor} for {reason}"
 
 
+def _source_rules(data: Data):
+    """Rules between the source of the images and the folders that are named."""
+    folders = [key for key in ("images", "masks", "table") if getattr(data, key)]
+    wrong = data.source in ("phantom", "isic") and folders
+    remedy = f"folders, or a public source, with {' and '.join(folders)}; or give none of these"
+    yield wrong, "source", data.source, remedy
+    wrong = data.source == "phantom" and (data.lesion_value >= 0 or data.invert_masks)
+    yield wrong, "source", data.source, "folders with lesion_value or invert_masks"
+    wrong = data.split == "official" and data.source in ("phantom", "ham10000", "ph2")
+    yield wrong, "split", data.split, "grouped for a source without official parts"
+    wrong = data.source != "isic" and data.isic_root != Data().isic_root
+    yield wrong, "source", data.source, "isic with isic_root"
+
+
 def _rules(settings: Settings, groups):
     """Rules (is broken, key, value, what it must be) between settings of these groups."""
     groups = set(groups)
     base, pix, segmentation = settings.base, settings.pix2pixhd, settings.segmentation
     size, levels = settings.data.image_size, len(base.channels)
+    yield from _source_rules(settings.data)
+    if {"data", "base"} <= groups and base.model not in ("", "small"):
+        yield from _size_rules("image_size", size, {"the base's autoencoder": 8})
     if {"data", "base"} <= groups and base.model == "small":
         yield from _size_rules("image_size", size, {"the base small": 16})
     if {"data", "base"} <= groups and not base.model:  # a small base of our own
@@ -858,9 +917,9 @@ def load(preset="quick", overrides: dict | None = None, name: str = "", groups=N
     settings = _build(values, path, groups, **facts)
     if not overrides:
         return settings
-    given = {key: typed(value) for key, value in overrides.items()}
-    if "images" in given:
-        given.setdefault("source", "folders")
+    given = dict(overrides)
+    if "images" in given:  # then the preset's own folders do not count
+        given = {"source": "folders", "masks": "", "table": ""} | given
     return _build(values | given, "command line", groups, **facts)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from lesionlib.data import catalogue, curation, dataset, duplicates
+from lesionlib.data import catalogue, curation, dataset, duplicates, tables
 from lesionlib.data.external_tests import read_pairs
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import resolve
@@ -45,7 +45,12 @@ def _trained_on(source, study, table, images) -> list | None:
     """
     listed = resolve(source) / TRAINED_ON
     if listed.exists():
-        return catalogue.read_table(listed, "--synthetic")["id"].tolist()
+        found = tables.read_table(listed, "--synthetic")
+        return (
+            tables.find_id(listed, found, study.table["id"])[0]["id"]
+            .map(tables.image_name)
+            .tolist()
+        )
     held_out = study.images[(study.table["split"] != "G").to_numpy()]
     copies = duplicates.copies(held_out, images)
     if len(copies):

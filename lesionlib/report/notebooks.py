@@ -41,11 +41,11 @@ def failure(path) -> str:
 
 
 def warnings(path) -> list[str]:
-    """The printed lines of an executed notebook that begin with WARNING."""
+    """The printed lines of an executed notebook that begin with WARNING or NOTE."""
     found = []
     for _, output in _outputs(json.loads(Path(path).read_text())["cells"]):
         lines = "".join(output.get("text", "")).splitlines()
-        found += [line for line in lines if line.startswith("WARNING")]
+        found += [line for line in lines if line.startswith(("WARNING", "NOTE"))]
     return found
 
 
@@ -96,7 +96,7 @@ def tidy(path):
 
 
 def collect_messages(path) -> list[str]:
-    """The warnings and failure, if any, of an executed notebook, whose file is then tidied."""
+    """The warnings, notes and failure, if any, of an executed notebook, which is then tidied."""
     lines = [line for line in [*warnings(path), failure(path)] if line]
     tidy(path)
     return lines

@@ -1,7 +1,8 @@
 """Publish a finished run as a folder for a code host: notebooks, figures, tables, provenance.
 
 `./run_all.sh --publish runs/NAME` fills figures/NAME. Images of patients stay private: figures with
-real images are replaced by the public versions that `plots.show` has written beside them.
+real images are replaced by the public versions that `plots.show` has written beside them, and names
+of files by pseudonyms (`privacy`).
 """
 
 import base64
@@ -17,6 +18,7 @@ from PIL import Image
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve
 from lesionlib.report import pages
+from lesionlib.report.privacy import Pseudonyms, own_names
 
 FIGURES, README = ROOT / "figures", ROOT / "README.md"
 LARGEST = 15 * 2**20  # bytes of a published folder
@@ -46,13 +48,16 @@ def compress(png: bytes) -> bytes:
     return picture.getvalue()
 
 
-def notebook(path, figures, show_images: bool, settings: dict) -> str:
+def notebook(path, figures, show_images: bool, settings: dict, names: Pseudonyms) -> str:
     """The text of an executed notebook, its pictures replaced by their public versions, if any.
 
+    Names of own images (`names`) are replaced in its outputs and its prose.
     A picture that `plots.show` did not draw could show anything: InputError unless `show_images`.
     """
     content = json.loads(path.read_text())
     for number, cell in enumerate(content["cells"], 1):
+        part = "source" if cell["cell_type"] == "markdown" else "outputs"
+        cell[part] = names.value(cell.get(part, ""))
         for output in cell.get("outputs", []):
             if "image/png" not in output.get("data", {}):
                 continue
@@ -88,17 +93,19 @@ def publish(run, show_images: bool = False) -> Path:
             "let ./run_all.sh finish it first",
         )
     settings = provenance["settings"]
+    names = Pseudonyms(own_names(run, settings))
     show_images = show_images or settings["source"] == "phantom"
     target, partial = FIGURES / run.name, FIGURES / f".{run.name}" / run.name
     shutil.rmtree(partial.parent, ignore_errors=True)
     try:
-        _copy_notebooks(run, partial, show_images, settings)
+        _copy_notebooks(run, partial, show_images, settings, names)
         _copy_figures(run, partial, show_images)
         for path in sorted((run / "tables").glob("*.csv")):
             private = path.stem in OF_PATIENTS and not show_images
             if not private and path.stat().st_size <= LARGE_TABLE:
-                _write(partial / "tables" / path.name, shorten_paths(path.read_text(), settings))
-        text = (run / "provenance.json").read_text()
+                text = shorten_paths(path.read_text(), settings)
+                _write(partial / "tables" / path.name, names.table(text))
+        text = names.json((run / "provenance.json").read_text())
         _write(partial / "provenance.json", shorten_paths(text, settings))
         executed = sorted((partial / "notebooks").glob("*.ipynb"))
         links = [(f"notebooks/{path.name}", pages.title(path)) for path in executed]
@@ -118,10 +125,10 @@ def _write(path, content: str | bytes):
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def _copy_notebooks(run, target, show_images: bool, settings: dict):
+def _copy_notebooks(run, target, show_images: bool, settings: dict, names: Pseudonyms):
     for path in pages.executed(run):
         if "-" not in path.stem:  # else a single job of the grid
-            text = notebook(path, run / "figures", show_images, settings)
+            text = notebook(path, run / "figures", show_images, settings, names)
             _write(target / "notebooks" / path.name, text)
 
 

@@ -20,7 +20,7 @@ from lesionlib.engine import settings
 from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.code import notebook_digest
 from lesionlib.engine.errors import InputError, require
-from lesionlib.engine.files import ROOT, resolve, write_csv
+from lesionlib.engine.files import ROOT, resolve, unescaped, write_csv
 from lesionlib.engine.provenance import digest, header, record
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks, plots
@@ -130,7 +130,8 @@ class Run:
 
     def read(self, name: str, stage: str) -> pd.DataFrame:
         """A table that an earlier stage has written; InputError names the notebook to run."""
-        return pd.read_csv(require(self.path("tables", f"{name}.csv"), stage))
+        path = require(self.path("tables", f"{name}.csv"), stage)
+        return unescaped(pd.read_csv(path, dtype={"id": str}))
 
     def figure(self, fig, name: str, note: str = ""):
         """Display a figure with its note and write figures/NAME.png (see `plots.show`)."""

@@ -4,17 +4,18 @@ Modules that import pandas are imported where they are used, so that a second st
 """
 
 import argparse
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
-import yaml
-
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import ROOT, resolve, run_lock
-from lesionlib.workflow import status
+from lesionlib.engine.files import ROOT, atomic_write, resolve, run_lock
+from lesionlib.workflow import processes, status
 
 QUIET = {
     "-n",
@@ -38,9 +39,12 @@ QUIET = {
 # The study's own options: name, metavar ('' for a switch), what it does.
 OPTIONS = (
     ("--name", "NAME", "the run's folder runs/NAME (default: preset)"),
-    ("--images", "DIR", "your images"),
-    ("--masks", "DIR", "their masks, of the same stem"),
+    ("--images", "DIR", "your images, or a public source as it was unpacked"),
+    ("--masks", "DIR", "their masks"),
     ("--table", "FILE", "CSV of their labels"),
+    ("--lesion-value", "V", "value of the lesion in masks with more than two values"),
+    ("--invert-masks", "", "the lesion is what the masks do not mark"),
+    ("--check", "", "only read the images: what was found, and a contact sheet"),
     ("--help-settings", "", "list all settings with their meaning"),
     ("--test", "", "run the tests (more: for pytest)"),
     ("--fetch", "", "download ISIC (more: for lesionlib.data.download)"),
@@ -72,9 +76,16 @@ PAIRS = (  # option NAME=DIR, group and name of its setting
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the study."""
+
+    def error(self, message):
+        raise InputError("command line", message, "./run_all.sh --help lists all options")
+
+
 def parser() -> argparse.ArgumentParser:
     """The study's own options; all others go to Snakemake."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="run_all.sh",
         allow_abbrev=False,
         add_help=False,
@@ -99,6 +110,15 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def found_source(given: dict) -> str:
+    """The name of the public source in the folder of the images, or `folders`."""
+    if not os.path.isdir(given["images"]):
+        return "folders"
+    from lesionlib.data.catalogue import public_source  # imports pandas: slow
+
+    return public_source(given["images"], given.get("masks", "")) or "folders"
+
+
 def overrides(options) -> dict:
     """Settings given on the command line; raises InputError for one that is not KEY=VALUE."""
     given = {}
@@ -106,8 +126,7 @@ def overrides(options) -> dict:
         key, separator, value = item.partition("=")
         if not separator:
             raise InputError("--config", f"'{item}' is not KEY=VALUE", "write --config epochs=20")
-        words = value in ("on", "off", "yes", "no")  # YAML would read these as booleans
-        given[key] = value if words else yaml.safe_load(value)
+        given[key] = config.from_text(key, value)
     for option, _, key in PAIRS:
         named = [item.partition("=") for item in getattr(options, option)]
         for name, _, folders in named:
@@ -116,36 +135,72 @@ def overrides(options) -> dict:
         if named:
             absolute = {n: ":".join(map(os.path.abspath, w.split(":"))) for n, _, w in named}
             given[key] = given.get(key, {}) | absolute
+    if options.lesion_value is not None:
+        given["lesion_value"] = config.from_text("lesion_value", options.lesion_value)
+    if options.invert_masks:
+        given["invert_masks"] = True
     for key in ("images", "masks", "table"):
         if (path := getattr(options, key)) is not None:
             given[key] = os.path.abspath(path)
-            given.setdefault("source", "folders")
+    if "images" in given and "source" not in given:
+        given["source"] = found_source(given)
     return given
 
 
-def check_sources(settings: config.Settings):
-    """Raise InputError at once if folders that the settings name do not exist."""
+def check_pairs(settings: config.Settings):
+    """Raise InputError at once if folders of external pairs do not exist."""
     for option, group, key in PAIRS:
         for folders in getattr(getattr(settings, group), key).values():
             from lesionlib.data.catalogue import pair_folders  # imports pandas: slow
 
-            for folder in pair_folders(folders):
+            for folder in filter(None, pair_folders(folders)):
                 if not folder.is_dir():
                     raise InputError(folder, "this folder does not exist", f"correct --{option}")
-    named = {"folders": ["images", "masks", "table"], "isic": ["isic_root"], "phantom": []}
-    for key in named[settings.data.source]:
-        value = getattr(settings.data, key)
-        if not value and key != "table":
-            raise InputError(
-                "command line",
-                f"images of your own without --{key}",
-                "give --images DIR --masks DIR --table FILE",
-            )
+
+
+def check_sources(settings: config.Settings):
+    """Raise InputError at once if folders that the settings name do not exist."""
+    check_pairs(settings)
+    data = settings.data
+    if data.source == "phantom":
+        return
+    if data.source == "isic":
+        remedy = "./run_all.sh --fetch gets it, or set isic_root to where it is"
+        if not resolve(data.isic_root).exists():
+            raise InputError(resolve(data.isic_root), "this does not exist", remedy)
+        return
+    if not data.images:
+        remedy = "give --images DIR --masks DIR --table FILE"
+        raise InputError("command line", "images of your own without --images", remedy)
+    for key in ("images", "masks", "table"):
+        value = getattr(data, key)
         if value and not resolve(value).exists():
-            remedy = f"correct --{key}"
-            if key == "isic_root":
-                remedy = "./run_all.sh --fetch gets it, or set isic_root to where it is"
-            raise InputError(resolve(value), "this does not exist", remedy)
+            raise InputError(resolve(value), "this does not exist", f"correct --{key}")
+    if data.source == "folders" and not data.masks:
+        from lesionlib.data.catalogue import own_places
+
+        own_places(resolve(data.images), "")
+
+
+def check_name(name: str):
+    """Raise InputError if a run's name is no name of a folder."""
+    if name and (name.startswith(".") or "/" in name or not name.isprintable() or not name.strip()):
+        raise InputError(f"--name {name}", "it is no name of a folder", "give a name, not a path")
+
+
+def check_rest(rest):
+    """Raise InputError if an option is neither ours nor Snakemake's."""
+    given = [word.partition("=")[0] for word in rest if re.match("--[a-z]", word)]
+    if not given:
+        return
+    from snakemake.cli import get_argument_parser  # slow import, needed for other options only
+
+    own, theirs = (set(one._option_string_actions) for one in (parser(), get_argument_parser()))
+    for word in given:
+        if word not in theirs:
+            near = config.nearest(word, own | theirs)
+            remedy = f"did you mean {near}? ./run_all.sh --help lists all options"
+            raise InputError(word, "there is no such option", remedy)
 
 
 def check_cluster(name: str | None):
@@ -161,54 +216,79 @@ def check_cluster(name: str | None):
         )
 
 
+def write_settings(preset: str, name: str, given: dict, folder: str) -> str:
+    """Write what the Snakefile is told to a JSON file, unchanged; returns its path.
+
+    Snakemake takes a name like `run #2` or `{b}` apart: it sees such a folder through a link of
+    plain letters (`folder` is the run's own path).
+    """
+    told = {**given, "preset": preset, "name": name}
+    if not re.fullmatch(r"runs/[A-Za-z0-9._-]+", folder):
+        plain = hashlib.sha256(folder.encode()).hexdigest()[:12]
+        told["folder"] = f"runs/.links/{plain}"
+        link = ROOT / told["folder"]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(resolve(folder), link.parent))
+    text = json.dumps(told, sort_keys=True)
+    path = f"runs/.settings/{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    with atomic_write(ROOT / path) as temporary:
+        temporary.write_text(text)
+    return path
+
+
+def snakemake_command(options, rest, settings_file: str) -> list[str]:
+    """The command line of Snakemake for a run."""
+    profile = ["--workflow-profile", f"profiles/{options.cluster or 'local'}"]
+    if {"--profile", "--workflow-profile"} & set(rest):
+        profile = []
+    locks = "--nolock"  # its locks outlive a killed run; our run lock does not
+    start = [sys.executable, "-m", "snakemake", locks, *profile, *rest]
+    return [*start, "--configfile", settings_file]
+
+
 def run_snakemake(options, rest) -> int:
-    """Run the DAG and, if it succeeds, print the two tables and the path of the report."""
+    """Run the DAG; print the tables and the path of the report, or what failed and why."""
+    check_name(options.name)
     given = overrides(options)
     check_cluster(options.cluster)
     settings = config.load(options.preset, given, options.name)
     check_sources(settings)
-    values = [f"{key}={config.one_line(value)}" for key, value in given.items()]
-    profile = ["--workflow-profile", f"profiles/{options.cluster or 'local'}"]
-    if {"--profile", "--workflow-profile"} & set(rest):
-        profile = []
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--nolock",  # its locks outlive a killed run; our run lock does not
-        *profile,
-        *rest,
-        "--config",
-        f"preset={options.preset}",
-        f"name={options.name}",
-        *values,
-    ]
+    check_rest(rest)
+    run = resolve(settings.run)
+    settings_file = write_settings(options.preset, options.name, given, settings.run)
+    command = snakemake_command(options, rest, settings_file)
     if QUIET & set(rest):
-        return subprocess.run(command, cwd=ROOT).returncode
-    with run_lock(resolve(settings.run)) as lock:
+        return processes.run(command)
+    with run_lock(run) as lock:
+        processes.forget_failures(run)
         status.plan(settings)
         with status.reported(settings.run):
-            code = subprocess.run(command, cwd=ROOT, pass_fds=[lock]).returncode
-    report = resolve(settings.run) / "report" / "index.html"
-    if code == 0 and report.exists():
+            code = processes.run(command, pass_fds=[lock])
+    report = run / "report" / "index.html"
+    if code:
+        failed = processes.told_failures(run) or ["see the lines above"]
+        print("\n" + "\n".join(f"run_all.sh: failed: {line}" for line in failed), file=sys.stderr)
+    elif report.exists():
         from lesionlib.report.summary import summary_lines  # imports pandas: slow
 
         print(summary_lines(settings.run))
     return code
 
 
-def main(arguments=None) -> int:
-    """Entry point; returns the exit status."""
-    options, rest = parser().parse_known_args(arguments)
-    if options.help_settings:
-        print(config.explain(), end="")
-        return 0
+def call(module: str, *arguments) -> int:
+    """Run a module in the terminal's own session, where it may ask something; its exit status."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=processes.environment()).returncode
+
+
+def run_other(options, rest) -> int | None:
+    """Run what is not the study: tests, publication, downloads, ...; None if it is the study."""
     if options.test:
-        return subprocess.run([sys.executable, "-m", "pytest", *rest], cwd=ROOT).returncode
+        return call("pytest", *rest)
     if options.publish:
-        command = [sys.executable, "-m", "lesionlib.report.publish", options.publish]
-        command += ["--show-images"] if options.show_images else []
-        return subprocess.run(command, cwd=ROOT).returncode
+        shown = ["--show-images"] if options.show_images else []
+        return call("lesionlib.report.publish", options.publish, *shown)
     for verb in ("why", "verify"):
         if path := getattr(options, verb):
             from lesionlib.engine import trace  # imports pandas: slow
@@ -220,20 +300,39 @@ def main(arguments=None) -> int:
         ("bench", "benchmarks"),
     ):
         if getattr(options, name):
-            return subprocess.run([sys.executable, "-m", module, *rest], cwd=ROOT).returncode
-    try:
-        if options.prefetch:
-            from lesionlib.workflow.prefetch import prefetch
+            return call(module, *rest)
+    if options.prefetch:
+        from lesionlib.workflow.prefetch import prefetch
 
-            prefetch(config.load(options.preset, overrides(options)))
+        prefetch(config.load(options.preset, overrides(options)))
+        return 0
+    if options.status:
+        print(status.report(options.status))
+        return 0
+    if options.check:
+        from lesionlib.workflow import check  # imports pandas and OpenCV: slow
+
+        check_rest(rest)
+        check_name(options.name)
+        return check.check(config.load(options.preset, overrides(options), options.name))
+    return None
+
+
+def main(arguments=None) -> int:
+    """Entry point; returns the exit status."""
+    try:
+        options, rest = parser().parse_known_args(arguments)
+        if options.help_settings:
+            print(config.explain(), end="")
             return 0
-        if options.status:
-            print(status.report(options.status))
-            return 0
-        return run_snakemake(options, rest)
+        code = run_other(options, rest)
+        return run_snakemake(options, rest) if code is None else code
     except InputError as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, processes.Stopped):
+        print("\nrun_all.sh: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from lesionlib.engine.files import ROOT, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
+from lesionlib.workflow.processes import failures
 
 # Jupyter chooses the ports of a kernel before it binds them: if two that start at the same moment
 # choose the same one, the second dies with this message before it runs any code.
@@ -140,13 +141,18 @@ def main(arguments=None) -> int:
         options.add_argument(name, nargs="*", default=[])
     given = options.parse_args(arguments)
     code, costs = run_papermill(given)
-    executed = Path(given.executed)
+    executed = Path(given.executed).resolve()  # a run with an unusual name is given by a link
+    executed = executed.relative_to(ROOT) if executed.is_relative_to(ROOT) else executed
     messages = notebooks.collect_messages(executed) if executed.exists() else []
     for line in messages:
-        print(f"\n{line}\n", file=sys.stderr)
+        print(line, file=sys.stderr)
     if code:
-        lines = Path(given.text).read_text().splitlines()[-3:]
-        print("\n".join(lines), file=sys.stderr)
+        last = [line for line in Path(given.text).read_text().splitlines() if line.strip()][-1:]
+        failed = [line for line in messages if not line.startswith(("WARNING", "NOTE"))] or last
+        text = "\n".join(failed or [f"{given.executed}: papermill ended with status {code}"])
+        path = failures(executed.parents[1]) / f"{executed.stem}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
         return code
     write_json(given.facts, stage_record(given, executed) | costs)
     return 0
