@@ -320,7 +320,7 @@ def main():
     """Read the arguments, start the producer, train and publish."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default="runs/pretrain", help="folder of stream and checkpoint")
-    parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=8000, help="optimiser steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
     parser.add_argument(
         "--publish", action="store_true", help="only publish what the training has reached so far"
