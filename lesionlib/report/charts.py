@@ -61,15 +61,15 @@ def _row(axis, values, place: int, look: dict, interval):
 
 
 def boxes(samples: dict, columns, names=None, looks=None, intervals=None):
-    """Distributions of several quantities, an axis for each, with a row for each sample.
+    """Distributions of up to four quantities, an axis for each, with a row for each sample.
 
     `samples` {name: table with `columns`}, without missing values; rows are labelled by `names`
     {name: label}. Where a sample has no values of a column, the row stays empty. `looks` as from
     `style.looks`; without, all rows look the same. `intervals` {(name, column): (mean, low, high)};
     without, `statistics.interval` over the rows of the table.
     """
-    across = 2 if len(columns) in (2, 4) else 3
-    down = -(-len(columns) // across)
+    across = 2 if len(columns) == 4 else len(columns)
+    down = len(columns) // across
     height = down * (0.3 * len(samples) + 0.6) + 0.35
     fig, axes = plt.subplots(down, across, figsize=(style.PAGE, height), sharey=True, squeeze=False)
     shown = [(names or {}).get(name, name) for name in samples]
