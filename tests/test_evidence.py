@@ -38,7 +38,7 @@ def rows(method, amount, share, pairs, dice):
     return [own.assign(pairs=pairs, seed=seed, generator="first") for seed in range(2)]
 
 
-def test_the_worth_is_drawn_on_the_curve_of_real_pairs_and_open_ends_reach_the_border():
+def test_the_worth_is_drawn_on_the_curve_of_real_pairs_and_open_ends_have_an_arrowhead():
     images = pd.concat([*rows("real", 0, 25, 145, 0.78), *rows("real", 0, 100, 580, 0.84)])
     table = pd.DataFrame(
         {
@@ -53,11 +53,11 @@ def test_the_worth_is_drawn_on_the_curve_of_real_pairs_and_open_ends_reach_the_b
             "high": [200.0],
         }
     )
-    axis = evidence.worths(images, table, "unet", "steps").axes[0]
-    drawn = [line for line in axis.lines if list(line.get_ydata()) == [0.8, 0.8]]
-    assert [list(line.get_xdata()) for line in drawn] == [[145, 345]]
-    names = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert set(names) == {"real pairs only", "145 real + 830 ControlNet"}
+    curve, arms = evidence.worths(images, table, "unet", "steps").axes
+    assert curve.lines[0].get_xdata() == pytest.approx([145, 580])
+    drawn = [(line.get_marker(), list(line.get_xdata())) for line in arms.lines]
+    assert drawn == [("None", [145, 345]), ("<", [145]), ("s", [195]), ("|", [145])]
+    assert [text.get_text() for text in arms.get_yticklabels()] == ["145 real + 830 ControlNet"]
 
 
 def test_rows_of_table_2_say_what_was_trained_on():

@@ -34,8 +34,8 @@ def shows(page: np.ndarray, image: np.ndarray) -> bool:
     """Whether a quarter of the image is on a page, at one of the scales that `run`'s sheet has."""
     half = image.shape[0] // 2
     corners = [image[a : a + half, b : b + half, 1] for a in (0, half) for b in (0, half)]
-    small = cv2.resize(page[..., 1], None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)
-    for side in range(13, 30):  # a panel of 0.8 inches has 80 or 120 pixels on the page
+    small = cv2.resize(page[..., 1], None, fx=0.19, fy=0.19, interpolation=cv2.INTER_AREA)
+    for side in range(13, 30):  # a panel of 1.15 inches has 173 or 253 pixels
         for part in corners:
             wanted = cv2.resize(part, (side, side), interpolation=cv2.INTER_NEAREST)
             if cv2.matchTemplate(small, wanted, cv2.TM_CCOEFF_NORMED).max() > 0.85:
@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch):
     images, masks = patients()
     painted = patients(seed=1)[0]
     rows = {"mask": masks, "original": plots.all_outlined(images, masks), "painted": painted}
-    sheet = plots.sheet(rows, made=["painted"], masks={"original": masks}, width=0.8)
+    sheet = plots.sheet(rows, made=["painted"], masks={"original": masks})
     plots.show(sheet, folder, "figure3")
     plots.show(
         plots.curve([{"step": 1, "loss": 2}, {"step": 2, "loss": 1}], ["loss"], "loss"),

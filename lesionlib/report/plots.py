@@ -1,18 +1,20 @@
 """Figures that several notebooks draw: contact sheets, outlines, training curves."""
 
 import io
-import textwrap
 
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image, display
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from lesionlib.engine.files import atomic_write, resolve
 from lesionlib.engine.stages import STAGES
 from lesionlib.evaluation import claims
+from lesionlib.report import style
 
-plt.style.use("seaborn-v0_8-colorblind")  # readable with colour blindness
+PANEL, GAP, LABEL = 1.15, 0.06, 0.95  # of sheets, inches: widest picture, gap, widest row label
+TEXT = 9  # points: labels and titles of sheets
 OUTLINE = (0, 190, 255)  # RGB: a blue that neither skin nor lesions have
 ARROWS = (
     "data G, data S, G masks, G controlnet, G pix2pixhd, masks controlnet, masks pix2pixhd, "
@@ -44,15 +46,15 @@ def placeholder(mask=None, side: int = 200) -> np.ndarray:
     return panel if mask is None else _contour(panel, mask, (90, 90, 90), 2)
 
 
-def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18, made=(), masks=None):
+def sheet(rows: dict, titles=None, made=(), masks=None):
     """A grid of pictures: a labelled row per entry of `rows`, a column per picture in it.
 
-    Pictures are (S, S) grey or (S, S, 3) RGB; `width` is that of a column in inches, and the
-    columns' `titles` are wrapped at `wrap` characters. Rows of RGB pictures count as real images
-    unless their labels are in `made`. If there are any, the figure's attribute `public` is the
-    same grid with placeholders instead; `masks` {label: masks} gives their outlines.
+    Pictures are (S, S) grey or (S, S, 3) RGB; `titles` are those of the columns. Rows of RGB
+    pictures count as real images unless their labels are in `made`. If there are any, the figure's
+    attribute `public` is the same grid with placeholders instead; `masks` {label: masks} gives
+    their outlines.
     """
-    fig = _grid(rows, titles, width, wrap)
+    fig = _grid(rows, titles or [])
     fig.alt_text = f"Rows of pictures: {', '.join(rows)}."
     real = [k for k, pictures in rows.items() if k not in made and np.ndim(pictures[0]) == 3]
     if real:
@@ -65,38 +67,49 @@ def sheet(rows: dict, titles=None, width: float = 1.25, wrap: int = 18, made=(),
                     [placeholder(mask) for mask in outlines],
                 )
             public[label] = pictures
-        fig.public = _grid(public, titles, width, wrap)
+        fig.public = _grid(public, titles or [])
     return fig
 
 
-def _grid(rows: dict, titles, width: float, wrap: int):
-    columns = max(len(pictures) for pictures in rows.values())
-    size = (width * columns + 1.0, width * len(rows) + 0.4)
-    fig, axes = plt.subplots(len(rows), columns, squeeze=False, layout="constrained", figsize=size)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    for line, (label, pictures) in zip(axes, rows.items(), strict=True):
-        text = textwrap.fill(label, 14)
-        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
-        for axis, picture in zip(line, pictures, strict=False):
+def _grid(rows: dict, titles):
+    labels = [style.wrapped(label, LABEL, TEXT) for label in rows]
+    left = 0.15 + max(style.width(line, TEXT) for text in labels for line in text.split("\n"))
+    columns, line = max(map(len, rows.values())), 1.25 * TEXT / 72
+    panel = min(PANEL, (style.PAGE - left) / columns - GAP)
+    heads = [style.wrapped(title, panel, TEXT) for title in titles]
+    top = GAP + line * max([head.count("\n") + 1 for head in heads], default=0)
+    heights = [max(panel, line * (text.count("\n") + 1)) + GAP for text in labels]
+    size = np.array([left + columns * (panel + GAP), top + sum(heights)])
+    # "none" would be the style's layout again once the figure has been saved.
+    engine = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
+    fig = plt.figure(figsize=size, layout=engine)
+    for i, (text, pictures) in enumerate(zip(labels, rows.values(), strict=True)):
+        centre = size[1] - top - sum(heights[:i]) - (heights[i] - GAP) / 2
+        place = (left - 0.08) / size[0], centre / size[1]
+        fig.text(*place, text, ha="right", va="center", fontsize=TEXT)
+        for j, picture in enumerate(pictures):
+            corner = np.array([left + j * (panel + GAP), centre - panel / 2])
+            axis = fig.add_axes([*corner / size, *panel / size])
             axis.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.ndim == 2 else None)
-    for axis, title in zip(axes[0], titles or [], strict=False):
-        axis.set_title(textwrap.fill(title, wrap), fontsize=7)
+            axis.axis("off")
+            if not i and j < len(heads):
+                axis.set_title(heads[j], fontsize=TEXT, pad=3)
     return fig
 
 
 def curve(log: list[dict], columns, ylabel: str, axis=None):
     """Plot columns of a training log against the step, in `axis` or in a figure of its own."""
     if axis is None:
-        _, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+        _, axis = plt.subplots(figsize=(5.5, 2.6))
     steps = [int(row["step"]) for row in log]
     for name in columns:
         values = [float(row[name]) for row in log]
-        axis.plot(steps, values, label=name, marker="." if len(log) < 20 else "")
+        axis.plot(steps, values, label=style.label(name), marker="." if len(log) < 20 else "")
     axis.set(xlabel="optimiser step", ylabel=ylabel)
+    axis.locator_params(axis="x", nbins=4)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     if len(columns) > 1:
-        axis.legend(frameon=False)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
     return axis.figure
 
 
@@ -106,23 +119,25 @@ def _write(fig, path, **options):
 
 
 def show(fig, run, name: str, note: str = ""):
-    """Display a figure with a note (n, seeds, intervals) below it; save it if `run` is given.
+    """Display a figure with its caption `note` below it; save it if `run` is given.
 
-    Writes figures/NAME.png, NAME.svg too if the plot contains no pictures, and
-    figures/public/NAME.png if the version without real images differs. The displayed output
-    carries the name, by which `publish` finds the public version, and an alternative text.
+    The caption can be read alone: what is shown, n, seeds, and the kind of interval. A figure wider
+    than a page is narrowed to it. Writes figures/NAME.png, NAME.svg too if the plot contains no
+    pictures, and figures/public/NAME.png if the version without real images differs. The displayed
+    output carries the name, by which `publish` finds the public version, and an alternative text.
     """
+    fig.set_figwidth(min(fig.get_figwidth(), style.PAGE))
     versions = {"": fig, "public/": getattr(fig, "public", None)}
     if run:
         for folder, version in versions.items():
             if version is not None:
-                _write(version, resolve(run) / "figures" / f"{folder}{name}.png", dpi=150)
+                _write(version, resolve(run) / "figures" / f"{folder}{name}.png")
         if not any(axis.images for axis in fig.axes):
             with plt.rc_context({"svg.hashsalt": name}):
                 path = resolve(run) / "figures" / f"{name}.svg"
                 _write(fig, path, metadata={"Date": None})
     picture = io.BytesIO()
-    fig.savefig(picture, format="png", dpi=100)
+    fig.savefig(picture, format="png", dpi=150)
     for version in versions.values():
         if version is not None:
             plt.close(version)
@@ -135,10 +150,10 @@ def show(fig, run, name: str, note: str = ""):
 def table(frame, precision: int = 3):
     """Display a table without its index; cells are shown as text, never as markup."""
     whole = frame.convert_dtypes()  # pandas turns counts with missing values into floats
-    style = whole.style.format(precision=precision, na_rep="", escape="html")
+    cells = whole.style.format(precision=precision, na_rep="", escape="html")
     if "verdict" in whole:
-        style = style.map(lambda name: f"color: {claims.VERDICTS[name]}", subset=["verdict"])
-    display(style.format_index(escape="html", axis="columns").hide(axis="index"))
+        cells = cells.map(lambda name: f"color: {claims.VERDICTS[name]}", subset=["verdict"])
+    display(cells.format_index(escape="html", axis="columns").hide(axis="index"))
 
 
 def strongest_texture(images: np.ndarray) -> list[tuple]:
@@ -170,32 +185,32 @@ def workflow(counts: dict, synthetic: int, external_generators=()):
     """
     data, masks, control, gan, quality, segmentation, _ = (stage[:2] for stage in STAGES)
     parts = "\n".join(f"{part} {counts[part]}" for part in ("S-train", "S-val", "S-test"))
-    external = [f"and those of {name}" for name in external_generators]
-    tables = f"Table 1: image quality ({quality})\nTable 2: Dice on S-test ({segmentation})"
+    external = [f"and those\nof {name}" for name in external_generators]
+    tables = f"Table 1:\nimage quality\n({quality})\n\nTable 2:\nDice on S-test\n({segmentation})"
     boxes = {  # name: (x, y, text)
-        "data": (0, 2, f"images, masks,\ndiagnoses, attributes\n({data})"),
-        "G": (1, 2.6, f"G: {counts['G']} pairs\nwith prompts"),
-        "S": (1, 0.4, f"S\n{parts}"),
-        "masks": (1, 1.6, f"{synthetic} masks\n(visual prompts, {masks})"),
-        "controlnet": (2, 2.6, f"ControlNet on a\nlocked base, DDIM ({control})"),
-        "pix2pixhd": (2, 1.6, f"Pix2PixHD ({gan})"),
-        "pairs": (3, 2.1, "\n".join(["synthetic pairs", *external])),
-        "networks": (3, 0.8, f"U-Net, DCSAU-Net ({segmentation})"),
-        "tables": (4, 1.4, tables),
+        "data": (0.05, 2, f"images,\nmasks,\ndiagnoses,\nattributes\n({data})"),
+        "G": (1, 2.7, f"G: {counts['G']} pairs\nwith prompts"),
+        "S": (1, 0.5, f"S\n{parts}"),
+        "masks": (1, 1.65, f"{synthetic} masks,\nvisual prompts\n({masks})"),
+        "controlnet": (2.05, 2.7, f"ControlNet on a\nlocked base, DDIM\n({control})"),
+        "pix2pixhd": (2.05, 1.65, f"Pix2PixHD\n({gan})"),
+        "pairs": (3.1, 2.2, "\n".join(["synthetic\npairs", *external])),
+        "networks": (3.1, 0.9, f"U-Net,\nDCSAU-Net\n({segmentation})"),
+        "tables": (4.15, 1.6, tables),
     }
-    fig, axis = plt.subplots(figsize=(10, 4), layout="constrained")
-    frame = {"boxstyle": "round,pad=0.5", "fc": "#e8f0f8", "ec": "#33608c"}
-    centred = {"ha": "center", "va": "center", "fontsize": 9, "bbox": frame}
-    drawn = {k: axis.text(2.6 * x, y, text, **centred) for k, (x, y, text) in boxes.items()}
-    style = {"arrowstyle": "-|>", "color": "0.4", "shrinkA": 2, "shrinkB": 12}
+    fig, axis = plt.subplots(figsize=(style.PAGE, 3.6))
+    frame = {"boxstyle": "round,pad=0.5", "fc": "0.95", "ec": "0.35"}
+    centred = {"ha": "center", "va": "center", "fontsize": 8.5, "bbox": frame}
+    drawn = {k: axis.text(x, y, text, **centred) for k, (x, y, text) in boxes.items()}
+    line = {"arrowstyle": "-|>", "color": "0.4", "shrinkA": 2, "shrinkB": 8}
     for arrow in ARROWS.split(", "):
         start, end = (drawn[name] for name in arrow.split())
         axis.annotate(
             "",
             xy=end.get_position(),
             xytext=start.get_position(),
-            arrowprops=style | {"patchA": start, "patchB": end},
+            arrowprops=line | {"patchA": start, "patchB": end},
         )
-    axis.set(xlim=(-1.3, 11.8), ylim=(-0.2, 3.2))
+    axis.set(xlim=(-0.4, 4.6), ylim=(-0.1, 3.2))
     axis.axis("off")
     return fig
