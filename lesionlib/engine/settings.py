@@ -456,7 +456,7 @@ class Sampling(Group):
         1.0, "Scale of classifier-free guidance; 1 needs no second pass.", ge=0
     )
     control_guidance: float = setting(
-        2.0,
+        1.5,
         "Scale of guidance by the mask: the prediction without control + scale x the difference; 1 "
         "needs no further pass.",
         ge=0,
