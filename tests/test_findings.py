@@ -7,7 +7,7 @@ import pytest
 
 from lesionlib.engine import settings as config
 from lesionlib.engine.files import write_csv
-from lesionlib.evaluation import claims, paper
+from lesionlib.evaluation import claims
 from lesionlib.report import findings, forest
 
 matplotlib.use("agg")
@@ -155,11 +155,3 @@ def test_the_plot_is_the_same_bytes_when_it_is_written_again(folder, tmp_path):
 
 def test_a_small_p_is_said_to_be_small():
     assert [claims.p_text(p) for p in (np.nan, 1e-9, 0.0123, 1.0)] == ["", "< 0.001", "0.012", "1"]
-
-
-def test_a_row_names_the_papers_amount_where_it_is_the_same_multiple():
-    row = paper.training_set("controlnet", 830, 100, 580, 1321)
-    assert row == "S-train + 830 ControlNet (paper: 1,000)"
-    assert paper.training_set("controlnet", 60, 100, 70, 160).endswith(
-        "60 ControlNet (0.86 × S-train)"
-    )
