@@ -1,4 +1,4 @@
-"""The order of the study: each rule runs one notebook with papermill (see README)."""
+"""The order of the study: each rule runs one notebook with papermill (see docs/running.md)."""
 
 import json
 from pathlib import Path

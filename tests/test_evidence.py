@@ -76,11 +76,11 @@ def test_rows_of_table_2_say_what_was_trained_on():
         "S-train alone",
         "25 % of S-train (145) alone",
         "S-train, classical augmentation",
-        "S-train + 830 ControlNet (1.43 × S-train)",
-        "25 % of S-train (145) + 60 Pix2PixHD (0.10 × S-train; paper: 1.43, 4.29, 7.14)",
-        "25 % of S-train (145) + 830 ControlNet, masks of other pairs (1.43 × S-train)",
+        "S-train + 830 ControlNet (paper: 1,000)",
+        "25 % of S-train (145) + 60 Pix2PixHD (0.10 × S-train)",
+        "25 % of S-train (145) + 830 ControlNet, masks of other pairs (paper: 1,000)",
         "25 % of S-train (145) + 660 real pairs of G",
-        "830 gan (1.43 × S-train) only",
+        "830 gan (paper: 1,000) only",
     ]
 
 

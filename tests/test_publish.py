@@ -1,4 +1,4 @@
-"""What is published: no patient's image, no path of a machine, README equal to the tables."""
+"""What is published: no patient's image, no path of a machine, pages equal to the tables."""
 
 import base64
 import io
@@ -117,11 +117,6 @@ def run(tmp_path, monkeypatch):
         },
     )
     monkeypatch.setattr(publish, "FIGURES", tmp_path / "figures")
-    (tmp_path / "README.md").write_text(
-        "before\n<!-- results: mine -->\nold\n<!-- end of results -->\nafter\n"
-    )
-    (tmp_path / "CITATION.cff").write_text("title: this\n")
-    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
     return folder
 
 
@@ -130,12 +125,16 @@ def _write_tables(folder):
     interval = {"mean_low": 0.1, "mean_high": 0.3}
     claim = pd.DataFrame(
         {
-            "claim": ["better"],
+            "claim": ["better (equal epochs)"],
+            "schedule": ["epochs"],
+            "measure": ["ssim"],
+            "seeds": [3],
+            "insensitive": [""],
             "verdict": ["supported"],
             "difference": [0.1],
             "low": [0.05],
             "high": [0.2],
-            "p_holm": [0.01],
+            "p_holm": [1e-9],
             "detectable": [0.02],
         }
     )
@@ -173,6 +172,7 @@ def _write_tables(folder):
                 "schedule": "epochs",
                 "trained on": ["real 0", "controlnet 5", "pix2pixhd 5"],
                 "seeds": 3,
+                "steps": 40,
                 "unfinished": [0, 1, 0],
             }
         ),
@@ -195,6 +195,7 @@ def _write_tables(folder):
         "table2_comparison": pd.DataFrame(paper),
         "claims": claim,
         "image_claims": claim,
+        "controls": pd.DataFrame(columns=["claim", "verdict", "sentence"]),
         "mask_fidelity": pd.DataFrame({"images": ["real", *arms], "dice": 0.8, "hd95": 0.1}),
         "curation": pd.DataFrame({"id": ["patient-17"], "split": ["G"]}),
         "image_quality": pd.DataFrame({"id": ["20231", "7", "patient-17"], "mse": [0.20231, 7, 7]}),
@@ -280,17 +281,20 @@ def test_names_of_a_public_source_stay(run):
     assert table["id"].tolist() == ["20231", "7", "patient-17"]
 
 
-def test_readme_holds_the_tables_and_what_stands_around_them(run, tmp_path):
+def test_the_page_of_a_run_holds_its_tables_picture_plot_and_notebooks(run):
     folder = publish.publish(run)
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("<!-- end of results -->\nafter\n")
-    assert "old" not in text and publish.results(folder) in text
+    text = (folder / "README.md").read_text()
+    assert text == publish.results(folder)
     assert "| controlnet 5 | 0.200 (0.100 to 0.300) † | 0.912 |" in text
     assert "| pix2pixhd 5 | 0.200 (0.100 to 0.300) | 0.871 |" in text
     assert "| U-Net | equal steps | 25 % | 0.800 | 1321 | +0.030 (+0.010 to +0.050) | yes |" in text
     assert "| U-Net, equal steps | 5 are 2. |" in text
+    assert "| better (equal epochs) | supported | +0.100 (+0.050 to +0.200) | < 0.001 |" in text
+    assert "| real images (ceiling) | 0.800 (0.800 to 0.800) |" in text
+    assert "does not say which network" in text and "1. [A stage](notebooks/01_data.ipynb)" in text
+    assert (folder / "forest.svg").stat().st_size > 5000 and "](forest.svg)" in text
     assert (
-        "[`mine`](mine): preset `isic`, real images, which are replaced"
+        "[`mine`](mine/README.md): preset `isic`, real images, which are replaced"
         in (publish.FIGURES / "README.md").read_text()
     )
 
@@ -299,6 +303,21 @@ def test_verdicts_have_their_colour_in_the_report(run):
     page = (publish.publish(run) / "index.html").read_text()
     assert f'<td style="color:{VERDICTS["supported"]}">supported</td>' in page
     assert "Could a gain have been shown?" in page and "The worth of a synthetic pair" in page
+
+
+def test_the_report_begins_with_what_the_run_is_and_what_it_found(run):
+    page = (publish.publish(run) / "index.html").read_text()
+    order = [
+        "run against the paper",
+        ">Abstract<",
+        "figure3.png",
+        "forest.svg",
+        ">Table 1",
+        ">Notebo",
+    ]
+    places = [page.index(part) for part in order]
+    assert places == sorted(places)
+    assert "<td>1,594 / 700 / 100</td>" in page and "quarantine" not in page
 
 
 def test_too_much_is_refused_and_what_was_there_stays(run, monkeypatch):
@@ -319,11 +338,9 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name", sorted(path.parent.name for path in (ROOT / "figures").glob("*/provenance.json"))
 )
-def test_the_readme_says_what_the_published_tables_say(name):
-    text = (ROOT / "README.md").read_text()
-    start = publish.FROM.format(name)
-    if start in text:
-        assert publish.results(ROOT / "figures" / name) in text.partition(start)[2]
+def test_the_published_page_says_what_the_published_tables_say(name):
+    folder = ROOT / "figures" / name
+    assert (folder / "README.md").read_text() == publish.results(folder)
 
 
 def test_every_method_and_network_of_the_settings_has_a_name():

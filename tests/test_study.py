@@ -308,8 +308,8 @@ def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, external)
     shutil.rmtree(ROOT / "runs" / name)
 
 
-def test_the_readmes_lines_run_the_study_without_snakemake(tmp_path):
-    text = (ROOT / "README.md").read_text()
+def test_the_documented_lines_run_the_study_without_snakemake(tmp_path):
+    text = (ROOT / "docs" / "running.md").read_text()
     blocks = re.findall("```bash\n(.*?)```", text, re.S)
     lines = next(block for block in blocks if "papermill" in block)
     lines = lines.replace("runs/mine", "runs/test-plain").replace("/tmp/", f"{tmp_path}/")

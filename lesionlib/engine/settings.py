@@ -5,7 +5,7 @@ command line and in YAML a setting goes by its flat key, the prefix of its group
 (`controlnet_steps` is `settings.controlnet.steps`).
 
 `python -m lesionlib.engine.settings PRESET` prints a preset's settings as YAML; with `--docs`
-instead of a preset it writes docs/settings.md.
+instead of a preset it writes docs/settings.
 """
 
 import difflib
@@ -923,12 +923,11 @@ def load(preset="quick", overrides: dict | None = None, name: str = "", groups=N
     return _build(values | given, "command line", groups, **facts)
 
 
-def explain() -> str:
-    """The commented listing of all settings with their defaults, as YAML."""
-    lines = [
-        "# All settings, with the values of the preset quick. Override: --config KEY=VALUE ..."
-    ]
-    for attribute, group in GROUPS.items():
+def explain(groups=None) -> str:
+    """The commented listing of the settings of `groups` (names; all of them), as YAML."""
+    lines = ["# Values are those of the preset quick. Override: --config KEY=VALUE ..."]
+    for attribute in groups or GROUPS:
+        group = GROUPS[attribute]
         lines += ["", f"# --- {attribute}: {group.__doc__}"]
         default = group()
         for name, schema in group.model_json_schema()["properties"].items():
@@ -949,10 +948,21 @@ def table(groups, settings: Settings) -> list[tuple]:
     ]
 
 
+def docs() -> dict[str, str]:
+    """The pages of docs/settings, {file name: Markdown}: one for each group, and their list."""
+    made = "Made by `python -m lesionlib.engine.settings --docs`; do not edit.\n\n"
+    listed = [f"- [{name}]({name}.md): {group.__doc__}\n" for name, group in GROUPS.items()]
+    pages = {
+        f"{name}.md": f"# Settings: {name}\n\n{made}```yaml\n{explain([name])}```\n"
+        for name in GROUPS
+    }
+    return pages | {"README.md": f"# Settings\n\n{made}{''.join(listed)}"}
+
+
 def write_docs():
-    """Write docs/settings.md, the commented listing of all settings."""
-    text = "# Settings\n\nMade by `python -m lesionlib.engine.settings --docs`; do not edit.\n\n"
-    (ROOT / "docs" / "settings.md").write_text(f"{text}```yaml\n{explain()}```\n")
+    """Write docs/settings (`docs`)."""
+    for name, text in docs().items():
+        (ROOT / "docs" / "settings" / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -175,16 +175,22 @@ def with_interval(found: dict) -> str:
     return f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
 
 
+def p_text(p: float) -> str:
+    """A p value as text; '' if it is NaN."""
+    return "" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def sentence(claim: str, found: dict, p: float, outcome: str) -> str:
     """The claim, the outcome of its test and the numbers behind it, as text."""
     seeds = f"{found['seeds']} seed{'s' * (found['seeds'] > 1)}"
     if found["generators"] > 1:
         seeds += f" of each of {found['generators']} generators"
     reason = f", {found['insensitive']}" if found.get("insensitive") else ""
+    equals = "" if p < 0.001 else "= "
     return (
-        f"{claim}: {outcome}{reason}. Difference {with_interval(found)}, p = {p:.2g} (Holm), "
-        f"n = {found['images']} images, {seeds}; the smallest gain that would have been seen is "
-        f"{found['detectable']:.3f} (80 % power)."
+        f"{claim}: {outcome}{reason}. Difference {with_interval(found)}, p {equals}{p_text(p)} "
+        f"(Holm), n = {found['images']} images, {seeds}; the smallest gain that would have "
+        f"been seen is {found['detectable']:.3f} (80 % power)."
     )
 
 

@@ -9,7 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from nbconvert import HTMLExporter
@@ -19,18 +18,19 @@ from lesionlib.engine import trace
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
-from lesionlib.evaluation import claims, fidelity, paper
+from lesionlib.evaluation import claims, fidelity, paper, statistics
 from lesionlib.evaluation.paper import display_name
+from lesionlib.report import findings, forest
 from lesionlib.report.summary import quarantined, table
 
 TEMPLATES = Environment(
     loader=PackageLoader("lesionlib.report"), autoescape=True, undefined=StrictUndefined
 )
-FIGURES = {  # name: caption; figures that a run does not have are left out
-    "figure1": "Figure 1. Synthetic images with the masks and prompts they were made from.",
-    "figure2": "Figure 2. The path of the data, with the numbers of images of this run.",
+FIGURES = {  # name: caption, if the run has it; the first one leads the report
     "figure3": "Figure 3. Four masks of S-test, one from each quarter of lesion areas: the "
     "original, and the image that each generator made from the mask alone.",
+    "figure1": "Figure 1. Synthetic images with the masks and prompts they were made from.",
+    "figure2": "Figure 2. The path of the data, with the numbers of images of this run.",
     "figure4": "Figure 4. The same four, enlarged where the original has most texture.",
     "segmentation": "Dice on S-test against the number of synthetic pairs added. Dashed: S-train "
     "alone. Bars: standard deviation over seeds.",
@@ -229,64 +229,50 @@ def _differences(rows: pd.DataFrame) -> list[str]:
 
 
 def fidelity_table(folder) -> pd.DataFrame:
-    """Mask fidelity on the masks of S-test and of the training pairs, a row per set of images."""
+    """Mask fidelity on the masks of S-test and of the training pairs, a row per set of images.
+
+    Dice with its 95 % interval over images.
+    """
     rows = _read(folder, "mask_fidelity")
     if "masks" not in rows:  # published before training pairs were measured
         rows["masks"] = fidelity.KINDS[0]
     wide = {}
     for masks, part in rows.groupby("masks", sort=False):
         groups = part.groupby("images", sort=False)
-        wide[f"{masks}: Dice"] = groups["dice"].mean()
-        wide[f"{masks}: at least {fidelity.HIT}"] = groups["dice"].agg(
-            lambda dice: (dice >= fidelity.HIT).mean()
-        )
-        wide[f"{masks}: HD95 (share of the diagonal)"] = groups["hd95"].mean()
+        shares = {
+            f"at least {fidelity.HIT}": groups["dice"].agg(
+                lambda dice: (dice >= fidelity.HIT).mean()
+            ),
+            "HD95 (share of the diagonal)": groups["hd95"].mean(),
+        }
         if "distractors" in part:
-            wide[f"{masks}: with a distractor"] = groups["distractors"].agg(
-                lambda number: (number > 0).mean()
-            )
-    found = pd.DataFrame(wide).reindex(rows["images"].unique())
-    found = found.map(lambda x: "" if np.isnan(x) else f"{x:.3f}")  # the base has no pairs
+            shares["with a distractor"] = groups["distractors"].agg(lambda n: (n > 0).mean())
+        wide[f"{masks}: Dice"] = groups["dice"].agg(_interval_over_images)
+        for heading, values in shares.items():
+            wide[f"{masks}: {heading}"] = values.map("{:.3f}".format)
+    found = pd.DataFrame(wide).reindex(rows["images"].unique()).fillna("")  # the base has no pairs
     found = found.rename(index=lambda name: "real images (ceiling)" if name == "real" else name)
     return found.rename(index=display_name).rename_axis("images").reset_index()
 
 
+def _interval_over_images(scores: pd.Series) -> str:
+    mean, low, high = statistics.interval(scores.to_numpy())
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
 def claims_table(folder) -> pd.DataFrame:
-    """The verdicts on the paper's claims, Table 1 first, with the numbers behind them."""
-    rows = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])
+    """The verdicts on all claims and controls (`findings.tested`), with the numbers behind them."""
+    rows = findings.tested(folder)
     return pd.DataFrame(
         {
             "claim": rows["claim"],
             "verdict": rows["verdict"],
-            "difference (95 % interval)": _differences(rows),
-            "p (Holm)": ["" if np.isnan(p) else f"{p:.2g}" for p in rows["p_holm"]],
+            "difference in its favour (95 % interval)": _differences(rows),
+            "p (Holm)": rows["p_holm"].map(claims.p_text),
             "detectable with 80 % power": rows["detectable"].map("{:.3f}".format),
+            "of": rows["kind"],
         }
     )
-
-
-def _abstract(folder) -> dict:
-    """The findings in the abstract: SSIM per method, largest gains, counts of verdicts."""
-    ssim = _read(folder, "table1").set_index("method")["ssim"]
-    rows, gains = _read(folder, "table2_comparison"), []
-    if "share" in rows:  # else published before it held other arms
-        rows = rows[(rows["share"] == 100) & (rows["method"] != "real_pairs")]
-    synthetic = rows[rows["arm"] != "real 0"]
-    for (network, schedule), part in synthetic.groupby(["network", "schedule"], sort=False):
-        top = part.loc[part["difference"].idxmax()]
-        method, amount = top["arm"].split()
-        gains.append(
-            f"{top['difference']:+.3f} ({top['low']:+.3f} to {top['high']:+.3f}) for "
-            f"{display_name(network)} with {amount} {display_name(method)} pairs "
-            f"at equal {schedule}"
-        )
-    verdicts = pd.concat([_read(folder, "image_claims"), _read(folder, "claims")])["verdict"]
-    known = [name for name in claims.VERDICTS if name != "not tested" or name in set(verdicts)]
-    return {
-        "ssim": [f"{display_name(method)} {value:.3f}" for method, value in ssim.items()],
-        "gains": gains,
-        "outcome": [f"{(verdicts == name).sum()} {name}" for name in known],
-    }
 
 
 def resources(facts: dict) -> pd.DataFrame:
@@ -300,10 +286,12 @@ def resources(facts: dict) -> pd.DataFrame:
 def _facts(facts: dict) -> dict:
     """Rows of the table about the run, from its provenance."""
     settings, used = facts["settings"], facts["environment"]
+    left_out = facts["quarantine"].partition(" (see")[0]
     packages = ", ".join(f"{name} {version}" for name, version in used["packages"].items())
     return {
         "preset": settings["preset"],
         "images": ", ".join(f"{part} {number}" for part, number in facts["images"].items()),
+        "left out": left_out or "no image",
         "seeds": ", ".join(map(str, settings["seeds"])),
         "hardware": used["hardware"],
         "time": f"{sum(facts['minutes'].values()):.0f} minutes of notebooks, some in parallel",
@@ -313,30 +301,33 @@ def _facts(facts: dict) -> dict:
 
 
 def write_index(page, folder, links, figures):
-    """Write the report's page: abstract, tables, figures, claims, notebooks, facts of the run.
+    """Write the report's page, from what the run is to its settings, and forest.svg beside it.
 
     `folder` holds tables/ and provenance.json, and its name is that of the run; `links` are
     (address, title) of the notebooks; `figures` is the folder of the pictures.
     """
-    facts = read_json(folder / "provenance.json")
-    pictures = {figures / f"{name}.png": caption for name, caption in FIGURES.items()}
+    facts, rows = read_json(folder / "provenance.json"), findings.tested(folder)
+    forest.write(rows, page.parent / "forest.svg")
+    pictures = [
+        (os.path.relpath(figures / f"{name}.png", page.parent), caption)
+        for name, caption in FIGURES.items()
+        if (figures / f"{name}.png").exists()
+    ]
     text = TEMPLATES.get_template("index.html").render(
         name=folder.name,
         settings=facts["settings"],
         counts=facts["images"],
-        quarantine=facts["quarantine"],
-        **_abstract(folder),
+        compared=findings.against_paper(folder, facts),
+        abstract=findings.abstract(folder, facts),
+        forest=(forest.alternative_text(rows), forest.CAPTION),
+        footnote=paper.FOOTNOTE,
         table1=image_table(folder),
         fidelity=fidelity_table(folder),
         table2=dice_table(folder),
         headroom=headroom_table(folder),
         worth=worth_table(folder),
         claims=claims_table(folder),
-        figures=[
-            (os.path.relpath(path, page.parent), caption)
-            for path, caption in pictures.items()
-            if path.exists()
-        ],
+        figures=pictures,
         links=[(link, heading, facts["minutes"][Path(link).stem]) for link, heading in links],
         resources=resources(facts),
         citation=(ROOT / "CITATION.cff").read_text(),

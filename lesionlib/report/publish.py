@@ -17,13 +17,13 @@ from PIL import Image
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve
-from lesionlib.report import pages
+from lesionlib.evaluation import paper
+from lesionlib.report import findings, forest, pages
 from lesionlib.report.privacy import Pseudonyms, own_names
 
-FIGURES, README = ROOT / "figures", ROOT / "README.md"
+FIGURES = ROOT / "figures"
 LARGEST = 15 * 2**20  # bytes of a published folder
 LARGE_TABLE = 2 * 2**20  # bytes; larger tables (a row per image, seed and arm) are left out
-FROM, TO = "<!-- results: {} -->", "<!-- end of results -->"
 OF_PATIENTS = ("curation", "quarantine", "disagreements", "near_duplicates")  # a row per image
 PATHS = ("images", "masks", "table", "isic_root")  # settings that name a file or folder
 # Settings {name: path}. Runs from before the settings were renamed have the second name.
@@ -107,17 +107,26 @@ def publish(run, show_images: bool = False) -> Path:
                 _write(partial / "tables" / path.name, names.table(text))
         text = names.json((run / "provenance.json").read_text())
         _write(partial / "provenance.json", shorten_paths(text, settings))
-        executed = sorted((partial / "notebooks").glob("*.ipynb"))
-        links = [(f"notebooks/{path.name}", pages.title(path)) for path in executed]
-        pages.write_index(partial / "index.html", partial, links, partial)
+        write_pages(partial)
         _check_size(partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     finally:
         shutil.rmtree(partial.parent, ignore_errors=True)
     _write_index()
-    _update_readme(run.name)
     return target
+
+
+def write_pages(folder):
+    """Write index.html, forest.svg and README.md of a published folder from its tables."""
+    pages.write_index(folder / "index.html", folder, _links(folder), folder)
+    _write(folder / "README.md", results(folder))
+
+
+def _links(folder) -> list[tuple[str, str]]:
+    """(address, title) of the notebooks of a published folder."""
+    executed = sorted((folder / "notebooks").glob("*.ipynb"))
+    return [(f"notebooks/{path.name}", pages.title(path)) for path in executed]
 
 
 def _write(path, content: str | bytes):
@@ -158,9 +167,9 @@ def _write_index():
         if settings["source"] != "phantom":
             images = "real images, which are replaced by the outlines of their lesions"
         lines.append(
-            f"- [`{folder.name}`]({folder.name}): preset `{settings['preset']}`, {images}, "
-            f"{len(settings['seeds'])} seeds, {sum(minutes.values()):.0f} minutes of notebooks, "
-            f"lesionlib {facts['code']}, Python {facts['environment']['python']}, "
+            f"- [`{folder.name}`]({folder.name}/README.md): preset `{settings['preset']}`, "
+            f"{images}, {len(settings['seeds'])} seeds, {sum(minutes.values()):.0f} minutes of "
+            f"notebooks, lesionlib {facts['code']}, Python {facts['environment']['python']}, "
             f"torch {facts['environment']['packages']['torch']}."
         )
     _write(FIGURES / "README.md", "\n".join(lines) + "\n")
@@ -171,46 +180,57 @@ def _rows(table: pd.DataFrame) -> list[str]:  # DataFrame.to_markdown would need
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
 
-def _section(title: str, table: pd.DataFrame) -> list[str]:
-    """A title and a table as lines; nothing if the table is empty."""
-    return [] if table.empty else [title, "", *_rows(table)]
+def _section(title: str, text: str, table: pd.DataFrame) -> list[str]:
+    """A heading, a paragraph and a table as lines; nothing if the table is empty."""
+    return [] if table.empty else [f"## {title}", "", text, "", *_rows(table)]
 
 
 def results(folder) -> str:
-    """The tables of a published folder as Markdown, with intervals, n and seeds."""
-    facts = read_json(folder / "provenance.json")
+    """The page of a published folder as Markdown: what `pages.write_index` shows, without style."""
+    facts, rows = read_json(folder / "provenance.json"), findings.tested(folder)
     n, seeds = facts["images"]["S-test"], len(facts["settings"]["seeds"])
-    lines = [
-        f"Table 1: S-test, empty prompt, n = {n}, mean with 95 % interval over images.",
-        "",
-        *_rows(pages.image_table(folder)),
-        f"Table 2: Dice on S-test, n = {n}, seeds: {seeds}; mean with 95 % interval over images "
-        "and seeds.",
-        "",
-        *_rows(pages.dice_table(folder)),
-        *_section(
-            "Could a gain have been shown? What real pairs of G add in place of synthetic ones:",
+    picture, caption = next(iter(pages.FIGURES.items()))
+    plot = f"![{forest.alternative_text(rows)}](forest.svg)"
+    over_images, over_seeds = (
+        f"{measured}, n = {n}{more}; mean with 95 % interval over images"
+        for measured, more in (("Empty prompt", ""), ("Dice", f", seeds: {seeds}"))
+    )
+    tables = (
+        ("Table 1: image quality on S-test", f"{over_images}.", pages.image_table(folder)),
+        (
+            "Table 2: segmentation of S-test",
+            f"{over_seeds} and seeds. {paper.FOOTNOTE}",
+            pages.dice_table(folder),
+        ),
+        (
+            "Could a gain have been shown?",
+            "What real pairs of G add in place of synthetic ones.",
             pages.headroom_table(folder),
         ),
-        *_section("The worth of synthetic pairs in real ones:", pages.worth_table(folder)),
-        "Is the lesion in its mask? A U-Net that knows real images only, on the masks of S-test "
-        f"(n = {n}) and on those of the training pairs:",
-        "",
-        *_rows(pages.fidelity_table(folder)),
-        "What this run says of the paper's claims:",
-        "",
-        *_rows(pages.claims_table(folder)),
+        (
+            "The worth of synthetic pairs",
+            "In real pairs that would have brought as much.",
+            pages.worth_table(folder),
+        ),
+        (
+            "Is the lesion in its mask?",
+            "Dice and HD95 of a U-Net that knows real images only; 95 % intervals are over images.",
+            pages.fidelity_table(folder),
+        ),
+        ("The numbers behind the verdicts", forest.CAPTION, pages.claims_table(folder)),
+    )
+    made = (
+        "Made from the tables by `./run_all.sh --publish`; `index.html` is the same for a browser."
+    )
+    lines = [
+        *[f"# The run {folder.name}", ""],
+        *_section("This run against the paper", made, findings.against_paper(folder, facts)),
+        *["## Abstract", "", " ".join(findings.abstract(folder, facts)), ""],
+        *[f"![{caption}]({picture}.png)", "", caption, "", "## All claims", "", plot, ""],
+        *(line for parts in tables for line in _section(*parts)),
+        *["## Notebooks", "", *(f"1. [{title}]({link})" for link, title in _links(folder)), ""],
     ]
     return "\n".join(lines)
-
-
-def _update_readme(name: str):
-    """Insert the results of a published run between its markers in README.md, if it has them."""
-    text, start = README.read_text(), FROM.format(name)
-    if start in text:
-        before, _, rest = text.partition(start)
-        after = rest.partition(TO)[2]
-        _write(README, f"{before}{start}\n{results(FIGURES / name)}\n{TO}{after}")
 
 
 if __name__ == "__main__":

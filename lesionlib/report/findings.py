@@ -1,0 +1,193 @@
+"""What a run says of the paper: its setting beside the paper's, all claims, and an abstract."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+
+from lesionlib.engine.settings import GROUPS
+from lesionlib.evaluation import claims, paper
+from lesionlib.evaluation.fidelity import KINDS as KINDS_OF_MASKS
+from lesionlib.evaluation.paper import display_name
+from lesionlib.generators import budget
+from lesionlib.report.summary import table
+
+UNITS = {"mse": "MSE", "psnr_255": "PSNR (dB)", "ssim": "SSIM"}
+KINDS = {"claims": "Table 2", "controls": "controls", "image_claims": "Table 1"}  # by table
+NAMED = 3  # claims that a sentence of the abstract names at most
+REASONS = {  # how `insensitive` begins: why a claim could not be told
+    "its headroom was not measured": "what real pairs of G would have added was not measured",
+    "no headroom": "not even real pairs of G were seen to add half a Dice point",
+    "insensitive": "not even masks of other pairs were seen to harm",
+}
+TRAINED_ONCE = "each generator was trained once"
+
+
+def tested(folder) -> pd.DataFrame:
+    """All claims and controls of a run: a row for each, those on Table 2 first.
+
+    Columns: kind (Table 1, Table 2, controls), claim, schedule, share, unit of the difference,
+    difference, low, high (positive favours the claim), p_holm, detectable, verdict, insensitive
+    (why the design could not have shown a gain, or empty). Runs that were published before headroom
+    was measured, and generators that were trained once, have no verdict of their own.
+    """
+    parts = []
+    for name, kind in KINDS.items():
+        rows = table(folder, name)
+        if rows.empty:
+            continue
+        given = rows.get("insensitive", pd.Series("", rows.index)).fillna("").astype(str)
+        rows = rows.rename(columns={"comparison": "claim"}).assign(kind=kind, insensitive=given)
+        if kind == "Table 1":
+            rows["unit"] = rows["measure"].map(UNITS)
+            rows.loc[rows["seeds"] == 1, "verdict"] = "not tested"
+            rows.loc[rows["seeds"] == 1, "p_holm"] = float("nan")
+        else:
+            old = ~rows["verdict"].isin(claims.VERDICTS)
+            rows.loc[old, "insensitive"] = next(iter(REASONS))
+        parts.append(rows)
+    found = pd.concat(parts, ignore_index=True)
+    found = found.reindex(columns=[*found.columns.union(["unit", "schedule", "share"])])
+    found["verdict"] = found["verdict"].where(
+        found["verdict"].isin(claims.VERDICTS), "inconclusive"
+    )
+    return found.fillna({"unit": "Dice", "schedule": "", "share": 100, "insensitive": ""})
+
+
+def abstract(folder, facts: dict) -> list[str]:
+    """Three sentences: what was found, what was ruled out, what could not be told and why.
+
+    `facts` is the run's provenance.
+    """
+    settings, counts = facts["settings"], facts["images"]
+    rows = tested(folder)
+    rows = rows[rows["kind"] != "controls"]
+    supported, ruled_out = (rows[rows["verdict"] == name] for name in ("supported", "ruled out"))
+    images = "procedural" if settings["source"] == "phantom" else "dermoscopic"
+    return [
+        f"On {sum(counts.values()):,} {images} images of {settings['image_size']} px, of which "
+        f"{counts['S-test']:,} test, and with {_seeds(settings['seeds'])} of the networks, mask "
+        f"fidelity (Dice of a U-Net that knows real images only) is {_fidelity(folder)}; of the "
+        f"paper's {len(rows)} claims that this run can test, "
+        f"{_are(supported)} supported{_named(supported)}.",
+        f"{_are(ruled_out).capitalize()} ruled out, in the sense that the interval excludes a gain "
+        f"of half a Dice point (in Table 1, any gain){_named(ruled_out)}.",
+        _untold(rows[~rows["verdict"].isin(["supported", "ruled out"])]),
+    ]
+
+
+def _fidelity(folder) -> str:
+    """Mean mask fidelity on S-test, real images and those without control included."""
+    rows = table(folder, "mask_fidelity")
+    rows = rows[rows["masks"] == KINDS_OF_MASKS[0]] if "masks" in rows else rows
+    means = rows.groupby("images", sort=False)["dice"].mean().rename({"real": "real images"})
+    return ", ".join(f"{mean:.3f} for {display_name(name)}" for name, mean in means.items())
+
+
+def _seeds(seeds: list) -> str:
+    return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
+
+
+def _are(rows: pd.DataFrame) -> str:
+    return {0: "none is", 1: "one is"}.get(len(rows), f"{len(rows)} are")
+
+
+def _named(rows: pd.DataFrame) -> str:
+    """The first claims with their differences, in the order of the paper; '' if there are none."""
+    first = [f"{r['claim']}, {claims.with_interval(r)}" for r in rows[:NAMED].to_dict("records")]
+    more = f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f": {'; '.join(first)}{more}" if first else ""
+
+
+def _untold(rows: pd.DataFrame) -> str:
+    """The sentence on the claims that are neither supported nor ruled out, with the reasons."""
+    if rows.empty:
+        return "Nothing was left open."
+    reasons = rows["insensitive"].str.partition(":")[0].map(lambda x: REASONS.get(x, ""))
+    reasons[rows["verdict"] == "not tested"] = TRAINED_ONCE
+    parts = [f"{n}: {reason}" for reason, n in reasons[reasons != ""].value_counts().items()]
+    if (wide := reasons == "").any():
+        power = rows.loc[wide & (rows["unit"] == "Dice"), "detectable"]
+        seen = (
+            f", would have shown {power.min():.3f} to {power.max():.3f} Dice" if len(power) else ""
+        )
+        parts.append(f"{wide.sum()}: the interval is too wide{seen}")
+    return f"{len(rows)} could not be told ({'; '.join(parts)})."
+
+
+def against_paper(folder, facts: dict) -> pd.DataFrame:
+    """The run's setting beside the paper's: a row per quantity. `facts`: the run's provenance."""
+    settings, counts = facts["settings"], facts["images"]
+    amounts = settings["synthetic_amounts"]
+    source = "procedural, not of patients" if settings["source"] == "phantom" else "dermoscopic"
+    generators = len(settings.get("generator_seeds", [0]))
+    rows = {
+        "images": (f"{sum(counts.values()):,}, {source}", "2,594 of ISIC 2018"),
+        "G / S-train / S-val": (_counts(counts), "1,594 / 700 / 100"),
+        "S-test": (f"{counts['S-test']:,}", "200"),
+        "resolution": (
+            f"generators {settings['image_size']} px, networks {settings['segmentation_size']} px",
+            "not stated",
+        ),
+        "base": (_base(settings), "Stable Diffusion, version not stated"),
+        "images seen in training": (_images_seen(settings), "not stated"),
+        "synthetic pairs ÷ S-train": (
+            _multiples(amounts, counts["S-train"]),
+            _multiples(paper.AMOUNTS, paper.S_TRAIN),
+        ),
+        "training of the networks": (_training(folder, facts), "350 epochs, plateau not stated"),
+        "seeds": (f"networks {len(settings['seeds'])}, generators {generators}", "1"),
+        "loss of Pix2PixHD": (_perceptual(folder), "not stated"),
+    }
+    found = pd.DataFrame(rows, index=["this run", "the paper"]).T
+    return found.rename_axis("").reset_index()
+
+
+def _counts(counts: dict) -> str:
+    return " / ".join(f"{counts[part]:,}" for part in ("G", "S-train", "S-val"))
+
+
+def _multiples(amounts, s_train: int) -> str:
+    return ", ".join(f"{amount / s_train:.2f}" for amount in amounts)
+
+
+def _base(settings: dict) -> str:
+    name = settings["base_model"]
+    if not name:
+        return "small, trained on G from scratch"
+    known = "small, pretrained on procedural images" if name == "small" else name
+    return known + (", trained further on G" if settings.get("base_finetune") else "")
+
+
+def _images_seen(settings: dict) -> str:
+    groups = {}
+    for name in ("base", "controlnet", "pix2pixhd"):
+        group = GROUPS[name]
+        flat = {field: f"{group.prefix}{field}" for field in group.model_fields}
+        known = {field: settings[key] for field, key in flat.items() if key in settings}
+        groups[name] = group.model_validate(known)
+    seen = budget.table(SimpleNamespace(**groups)).set_index("training")["images seen"]
+    used = {"base", *map(display_name, settings["methods"])}
+    return ", ".join(f"{name} {n:,}" for name, n in seen.items() if name in used)
+
+
+def _training(folder, facts: dict) -> str:
+    """Length of the trainings on S-train alone, and how many trainings reached their plateau."""
+    settings, rows = facts["settings"], table(folder, "table2")
+    if "unfinished" not in rows:  # published before it was measured
+        return f"{settings['epochs']} epochs, plateau not measured"
+    alone = rows[(rows["method"] == "real") & (rows["share"] == 100)]
+    per_step = max(2, settings["batch"]) / facts["images"]["S-train"]
+    lengths = [
+        f"{display_name(network)} {steps * per_step:.0f}"
+        for network, steps in alone.groupby("network", sort=False)["steps"].first().items()
+    ]
+    number = int((rows["seeds"] * rows.get("generators", 1)).sum())
+    reached = number - int(rows["unfinished"].sum())
+    return f"epochs: {', '.join(lengths)}; plateau reached by {reached} of {number} trainings"
+
+
+def _perceptual(folder) -> str:
+    rows = table(folder, "table1").set_index("method")
+    if "pix2pixhd" not in rows.index:
+        return "not part of this run"
+    return str(rows.get("remark", pd.Series("", rows.index))["pix2pixhd"]) or "VGG19"
