@@ -198,7 +198,7 @@ rule controlnet:
         values=values("03_controlnet"),
         settings=groups("03_controlnet"),
         ablation=files_state("config/ablation"),
-        base=files_state(settings.base.path),
+        base=files_state(settings.base.path, settings.controlnet.model),
     threads: jobs_of_run.threads
     resources:
         **GPU,

@@ -20,7 +20,7 @@ FIELDS = {
 }
 NEUTRAL = set(
     "save_every launch gradient_checkpointing threads job_gpus cells_per_job sample_batch "
-    "validate_every validation_samples".split()
+    "validate_every validation_samples controlnet_model".split()
 )
 
 

@@ -426,6 +426,12 @@ class ControlNet(Group):
         ge=0,
         le=1,
     )
+    model: str = setting(
+        "",
+        "A trained ControlNet to be evaluated as it is, a directory of diffusers or a hub id, on "
+        "the base_model that it was trained on; if empty, one is trained.",
+        neutral=True,  # the weights have the digest of what it names in their key
+    )
     locked: bool = setting(
         True,
         "Whether the base stays fixed; if false, its decoder is trained too (sd_locked of the "
@@ -835,6 +841,16 @@ def _source_rules(data: Data):
     yield wrong, "source", data.source, "isic with isic_root"
 
 
+def _given_rules(settings: Settings):
+    """Rules for a ControlNet that is not trained here."""
+    own, base, remedy = settings.controlnet, settings.base, "with controlnet_model"
+    yield base.finetune, "base_finetune", True, f"false {remedy}, which knows the base as it was"
+    yield not base.model, "base_model", "", f"the base that it was trained on, {remedy}"
+    yield not own.locked, "controlnet_locked", False, f"true {remedy}"
+    seeds = settings.training.generator_seeds
+    yield len(seeds) > 1, "generator_seeds", seeds, f"a single one {remedy}"
+
+
 def _rules(settings: Settings, groups):
     """Rules (is broken, key, value, what it must be) between settings of these groups."""
     groups = set(groups)
@@ -858,6 +874,8 @@ def _rules(settings: Settings, groups):
         limit = f"at most {most}, the number of values in a patch of base_patch pixels"
         yield base.latent_channels > most, "base_latent_channels", base.latent_channels, limit
     gans = {"pix2pixhd", "pix2pixhd_plus"} & set(settings.design.methods)
+    if {"base", "controlnet"} <= groups and settings.controlnet.model:
+        yield from _given_rules(settings)
     if {"data", "pix2pixhd"} <= groups and gans:
         unit = 2 ** (pix.downsample + pix.enhancers)
         sizes = f"{2 * unit}, {3 * unit}, ... for pix2pixhd_downsample and pix2pixhd_enhancers"

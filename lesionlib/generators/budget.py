@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.settings import Pix2PixHD
+from lesionlib.engine.settings import ControlNet, Pix2PixHD
 from lesionlib.generators.pix2pixhd import images_seen
 
 
@@ -12,20 +12,27 @@ def diffusion_images(settings) -> dict[str, int]:
     own, base = settings.controlnet, settings.base
     return {
         "base": base.steps * base.batch if base.is_trained else 0,
-        "controlnet": own.steps * own.batch * own.accumulate,
+        "controlnet": 0 if own.model else planned_images(own),
     }
+
+
+def planned_images(own: ControlNet) -> int:
+    """Images, with repetition, that a ControlNet of these settings sees if it is trained."""
+    return own.steps * own.batch * own.accumulate
 
 
 def pix2pixhd_settings(settings) -> Pix2PixHD:
     """The settings of Pix2PixHD; with 0 steps, those in which it sees as many images.
 
-    As many as base and ControlNet together, the finer generator's training included. InputError if
-    that training alone sees more.
+    As many as base and ControlNet together, the finer generator's training included; where a
+    trained ControlNet is given, as many as one of these settings would. InputError if that training
+    alone sees more.
     """
     own = settings.pix2pixhd
     if own.steps:
         return own
-    total, fine = sum(diffusion_images(settings).values()), images_seen(own)
+    total = diffusion_images(settings)["base"] + planned_images(settings.controlnet)
+    fine = images_seen(own)
     steps = (total - fine) // own.batch
     if steps < 1:
         problem = f"its finer generator would see {fine} images, base and ControlNet see {total}"
@@ -37,7 +44,7 @@ def table(settings) -> pd.DataFrame:
     """A row per training of this run: optimiser steps, images per step, images seen."""
     own, pix = settings.controlnet, pix2pixhd_settings(settings)
     rows = [("base", settings.base.steps, settings.base.batch)] if settings.base.is_trained else []
-    rows += [("ControlNet", own.steps, own.batch * own.accumulate)]
+    rows += [] if own.model else [("ControlNet", own.steps, own.batch * own.accumulate)]
     steps = images_seen(pix) // pix.batch
     rows += [(name, steps, pix.batch) for name in ("Pix2PixHD", "Pix2PixHD+ (ours)")]
     found = pd.DataFrame(rows, columns=["training", "steps", "images per step"])

@@ -16,7 +16,7 @@ from torch import nn
 
 from lesionlib.data.augmentation import warp_masks
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import read_json, write_json
+from lesionlib.engine.files import read_json, resolve, write_json
 from lesionlib.engine.provenance import digest, record, unchanged
 from lesionlib.engine.settings import ControlNet, Sampling, Training
 from lesionlib.engine.training import (
@@ -267,6 +267,35 @@ def sample(
                 denoise = guide(controlled, text, embedded, guided, empty, settings)
                 z = ddim(denoise, pipe.scheduler, noise, draws, **steps)
         yield from decode_latents(pipe, z)
+
+
+def given(pipe, name: str) -> ControlledUNet:
+    """A trained ControlNet, a diffusers directory or a hub id, on the base of `pipe`.
+
+    InputError if it cannot be loaded, or was made for another base.
+    """
+    local, where = resolve(name).exists(), f"controlnet_model: {name}"
+    try:
+        control = ControlNetModel.from_pretrained(
+            str(resolve(name)) if local else name, local_files_only=local, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "give a directory with config.json and weights, or the id of a model on the hub"
+        raise InputError(where, f"no ControlNet is there ({str(error)[:200]})", remedy) from error
+    own, theirs = pipe.unet.config, control.config
+    halvings = len(theirs.conditioning_embedding_out_channels) - 1
+    sizes = {key: (theirs[key], own[key]) for key in ("in_channels", "cross_attention_dim")}
+    sizes["block_out_channels"] = (list(theirs.block_out_channels), list(own.block_out_channels))
+    sizes["pixels per latent pixel"] = (2**halvings, pipe.vae_scale_factor)
+    for key, (its, the_base) in sizes.items():
+        if its != the_base:
+            problem = f"it is for another base: {key} {its}, not {the_base}"
+            raise InputError(where, problem, "set base_model to the base that it was trained on")
+    return (
+        ControlledUNet(pipe.unet.requires_grad_(False), control)
+        .eval()
+        .to(pipe.unet.device, memory_format=torch.channels_last)
+    )
 
 
 def save(controlled: ControlledUNet, folder, **facts):

@@ -38,28 +38,26 @@ def _images_by_id(folder, ids, size, fit):
     return np.stack([curation.read_image(files[name], size, fit) for name in ids])
 
 
-def _trained_on(source, study, table, images) -> list | None:
-    """Ids of the generator's training images, or None if they are not listed.
+def listed(source, study) -> list | None:
+    """Ids of a generator's training images from trained_on.csv in its folder; None without it."""
+    path = resolve(source) / TRAINED_ON
+    if not path.exists():
+        return None
+    found = tables.read_table(path, "--synthetic")
+    ids = tables.find_id(path, found, study.table["id"])[0]["id"]
+    return ids.map(tables.image_name).tolist()
 
-    If they are not, InputError if one of its `images` (files in `table`) is a copy of one of S.
-    """
-    listed = resolve(source) / TRAINED_ON
-    if listed.exists():
-        found = tables.read_table(listed, "--synthetic")
-        return (
-            tables.find_id(listed, found, study.table["id"])[0]["id"]
-            .map(tables.image_name)
-            .tolist()
-        )
+
+def refuse_copies(study, images, files):
+    """InputError if one of the generated `images`, which lie in `files`, is a copy of one of S."""
     held_out = study.images[(study.table["split"] != "G").to_numpy()]
     copies = duplicates.copies(held_out, images)
     if len(copies):
         raise InputError(
-            table["image"][copies["made"].iloc[0]],
+            files[copies["made"].iloc[0]],
             "it shows a picture of S",
             f"train the generator on G only and list its images in {TRAINED_ON}",
         )
-    return None
 
 
 def read(run, name: str, source, *, fit: str):
@@ -75,7 +73,9 @@ def read(run, name: str, source, *, fit: str):
     size, test = study.images.shape[1], study.part("S-test")
     work = folder / "checkpoints" / "external_generators" / name
     table, images, masks = read_pairs(source, size, fit, work)
-    facts = {"trained_on": _trained_on(source, study, table, images), "data": study.fingerprint}
+    facts = {"trained_on": listed(source, study), "data": study.fingerprint}
+    if facts["trained_on"] is None:
+        refuse_copies(study, images, table["image"])
     model = digest(images, masks)
 
     def write(target, images, masks):

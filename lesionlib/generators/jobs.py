@@ -24,7 +24,7 @@ from lesionlib.engine.files import Log, read_json, resolve, write_json, write_np
 from lesionlib.engine.provenance import digest, file_digest, recorded
 from lesionlib.engine.settings import Sampling, Settings
 from lesionlib.engine.training import device, resolved_precision
-from lesionlib.generators import base, controlnet, pix2pixhd, sets, validation
+from lesionlib.generators import base, controlnet, external_generators, pix2pixhd, sets, validation
 from lesionlib.generators.budget import pix2pixhd_settings
 from lesionlib.generators.latents import examples
 from lesionlib.masks import conditions
@@ -87,13 +87,8 @@ class ControlNetTraining:
         self.name = name
         self.folder, self.target = (self.run / part / name for part in ("checkpoints", "models"))
         self.pipe = pipe or load_base(run, settings)
-        groups = {n: getattr(settings, n).determining() for n in ("controlnet", "training")}
-        groups["augmentation"] = settings.augmentation.applied("controlnet")
-        part = self.study.part("G")
-        inputs = {"G": digest(part.images, part.masks, part.table["prompt"].tolist())}
-        inputs["base"] = base.pipeline_digest(self.pipe)
-        code = (controlnet.new, controlnet.train, examples)
-        self.weights = Artefact(self.target / controlnet.WEIGHTS, code, groups, inputs)
+        self.given = None  # the ControlNet, if it is not to be trained
+        self.weights = self._weights()
         code = (validation.validator, base.PatchAutoencoder, reference.ReferenceSegmenter)
         groups = {
             "validation": dict(settings.validation),
@@ -104,6 +99,19 @@ class ControlNetTraining:
         inputs = {"weights": self.weights.digest, "segmenter": file_digest(segmenter)}
         inputs["S-val"] = digest(part.images, part.masks)
         self.log = Artefact(self.folder / "validations.csv", code, groups, inputs)
+
+    def _weights(self) -> Artefact:
+        """The weights: trained on G, or those that are given (`controlnet_model`)."""
+        path, settings = self.target / controlnet.WEIGHTS, self.settings
+        inputs = {"base": base.pipeline_digest(self.pipe)}
+        if settings.controlnet.model:
+            self.given = controlnet.given(self.pipe, settings.controlnet.model)
+            return Artefact(path, (), {}, inputs | {"given": self.given.digest()})
+        groups = {n: getattr(settings, n).determining() for n in ("controlnet", "training")}
+        groups["augmentation"] = settings.augmentation.applied("controlnet")
+        part = self.study.part("G")
+        inputs["G"] = digest(part.images, part.masks, part.table["prompt"].tolist())
+        return Artefact(path, (controlnet.new, controlnet.train, examples), groups, inputs)
 
     def _sampling(self) -> Sampling:
         """Empty prompts, and the seed of the training; otherwise as images are sampled."""
@@ -145,16 +153,18 @@ class ControlNetTraining:
         """The ControlNet, trained and validated unless both are current; saved with its record."""
         current = self._is_current()
         self._drop_outdated_validations(current)
-        if not current and self.settings.training.launch:
+        if not current and self.settings.training.launch and not self.given:
             command = self.settings.training.launch
             launch(command, self.run, self.settings, "train", name=self.name)
-        controlled = controlnet.load(self.pipe, self.target) if current else self.fit()
+        if current:
+            controlled = controlnet.load(self.pipe, self.target)
+        else:
+            controlled = self.given or self.fit()
         if not self.log.path.exists():
-            print(
-                "The validations are outdated, the trained weights are not: "
-                "only the final weights are validated"
-            )
-            step = self.settings.controlnet.steps
+            why = "The validations are outdated, the trained weights are not"
+            why = "The ControlNet was given" if self.given else why
+            print(f"{why}: only the final weights are validated")
+            step = 0 if self.given else self.settings.controlnet.steps
             found = self._validator(controlled)(step)
             row = {name: f"{value:.6g}" for name, value in found.items()}
             Log(self.log.path, ["step", *found]).add(step=step, **row)
@@ -179,6 +189,21 @@ class ControlNetTraining:
             for path in (self.folder / "validations").glob("*.npy"):
                 path.unlink()
             write_json(key_file, self.log.key)
+
+
+def trained_on(settings, study) -> dict:
+    """Ids of the images that the ControlNet was trained on: of G, or as a given one lists them."""
+    if not settings.controlnet.model:
+        return {"trained_on": study.part("G").table["id"].tolist()}
+    return {"trained_on": external_generators.listed(settings.controlnet.model, study)}
+
+
+def check_given(run, settings, study):
+    """InputError if a given ControlNet that does not list its images has generated one of S."""
+    if settings.controlnet.model and trained_on(settings, study)["trained_on"] is None:
+        folder = resolve(run) / "synthetic" / "controlnet" / "images"
+        paths = sorted(folder.glob("*.png"))
+        external_generators.refuse_copies(study, sets.read_images(paths), paths)
 
 
 class Painter:
@@ -229,9 +254,12 @@ class Painter:
         )
 
     def paint(self, request: sets.Request, control: bool = True):
-        """A function of image numbers that yields these images of a set."""
-        return lambda numbers: self.sample(
-            request.masks[numbers], [request.prompts[i] for i in numbers], numbers, control
+        """A function of rows that yields these images of a set."""
+        return lambda rows: self.sample(
+            request.masks[rows],
+            [request.prompts[i] for i in rows],
+            [request.first + i for i in rows],
+            control,
         )
 
     def fill(self, name, masks, prompts, control: bool = True):
@@ -297,24 +325,38 @@ def prepare_pix2pixhd(run, settings, plus: bool = False, name: str = "", **facts
     return pix2pixhd.load(target).to(device(), memory_format=torch.channels_last)
 
 
+class Translator:
+    """Generates images by Pix2PixHD or Pix2PixHD+; `seed` is that of the noise, if it takes any."""
+
+    def __init__(self, generator, seed: int):
+        self.generator, self.seed = generator, seed
+
+    def request(self, folder, masks, prompts) -> sets.Request:
+        """The request for a set in `folder`; prompts are noted, not read."""
+        return sets.Request(
+            folder=folder,
+            masks=masks,
+            prompts=list(prompts),
+            code=(pix2pixhd.generate, pix2pixhd.GlobalGenerator, pix2pixhd.LocalEnhancer),
+            model=base.weights_digest(self.generator),
+            seed=self.seed,
+            settings=self.generator.config,
+            inputs={},
+        )
+
+    def paint(self, request: sets.Request):
+        """A function of rows that yields these images of a set."""
+        where = dict(seed=self.seed, device=device())
+        return lambda rows: pix2pixhd.generate(
+            self.generator, request.masks[rows], [request.first + i for i in rows], **where
+        )
+
+
 def fill_pix2pixhd(run, settings, generator, name, masks, prompts, **facts):
     """Generate a set by Pix2PixHD or Pix2PixHD+ in the folder `name` of a run, unless current."""
-    seed = settings.training.generator_seed
-    request = sets.Request(
-        folder=resolve(run) / name,
-        masks=masks,
-        prompts=list(prompts),
-        code=(pix2pixhd.generate, pix2pixhd.GlobalGenerator, pix2pixhd.LocalEnhancer),
-        model=base.weights_digest(generator),
-        seed=seed,
-        settings=generator.config,
-        inputs={},
-    )
-
-    def make(numbers):
-        return pix2pixhd.generate(generator, masks[numbers], numbers, seed=seed, device=device())
-
-    sets.fill(request, make, reference.load(run), **facts)
+    translator = Translator(generator, settings.training.generator_seed)
+    request = translator.request(resolve(run) / name, masks, prompts)
+    sets.fill(request, translator.paint(request), reference.load(run), **facts)
 
 
 def further_pix2pixhds(run, settings, plus: bool = False, **facts):

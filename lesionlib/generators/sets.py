@@ -43,7 +43,7 @@ class Request:
     `masks` (n, S, S) of 0 and 1 and `prompts` in the order of the images' numbers; `code`: the
     functions that make the images (`artefacts.Artefact`); `model`: a digest of the weights;
     `seed` and `settings`: what the images depend on, which the manifest names too; `inputs`:
-    digests of what else they depend on.
+    digests of what else they depend on; `first`: the number of the first image.
     """
 
     folder: Path
@@ -54,20 +54,23 @@ class Request:
     seed: int | str
     settings: dict
     inputs: dict
+    first: int = 0
 
     @cached_property
     def artefact(self) -> Artefact:
         """The manifest, whose existence means that the set is complete."""
-        settings = {"seed": self.seed, **self.settings}
+        settings = {"seed": self.seed, **({"first": self.first} if self.first else {})}
+        settings |= self.settings
         inputs = {"model": self.model, "prompts": digest(list(self.prompts)), **self.inputs}
         inputs["masks"] = digest(self.masks)
         return Artefact(self.folder / "manifest.csv", self.code, settings, inputs)
 
     def table(self) -> pd.DataFrame:
         """A row per pair: image, mask, prompt, index, seed, model, settings."""
-        names = [f"{i:06d}.png" for i in range(len(self.masks))]
+        numbers = range(self.first, self.first + len(self.masks))
+        names = [f"{i:06d}.png" for i in numbers]
         table = pd.DataFrame({"image": names, "mask": names, "prompt": self.prompts})
-        table["index"] = table.index
+        table["index"] = numbers
         settings = json.dumps(self.settings, sort_keys=True)
         return table.assign(seed=self.seed, model=self.model, settings=settings)
 

@@ -10,6 +10,14 @@ from lesionlib.engine.provenance import digest, record
 from lesionlib.masks.recipe import MODES, random_masks
 
 
+def candidates(table, method: str) -> tuple[pd.DataFrame, str]:
+    """The labels that prompts are drawn from, and how (`prompts.draw`): those in `table`, or in the
+    file that `method` names."""
+    if method in ("joint", "uniform"):
+        return table, method
+    return catalogue.read_prompt_labels(method), "weight"
+
+
 def draw(run, study, settings, **facts) -> tuple[np.ndarray, list[str]]:
     """Draw masks and prompts for both generators and write them to data/conditions*.
 
@@ -23,10 +31,8 @@ def draw(run, study, settings, **facts) -> tuple[np.ndarray, list[str]]:
     n, size = max(settings.design.synthetic_amounts), settings.data.image_size
     mode, seed = settings.design.mask_mode, settings.masks.mask_seed
     masks = random_masks(n, size, seed=seed, mode=mode, real=part.masks)
-    candidates, method = part.table, settings.masks.prompt_draw
-    if method not in ("joint", "uniform"):
-        candidates, method = catalogue.read_prompt_labels(method), "weight"
-    labels = prompts.draw(candidates, n, seed, method)
+    table, method = candidates(part.table, settings.masks.prompt_draw)
+    labels = prompts.draw(table, n, seed, method)
     sentences = prompts.describe(labels, settings.data.prompt, settings.data.prompt_details, masks)
     write_npy(folder / "conditions.npy", masks)
     known = [name for name in catalogue.LABELS if name in labels]

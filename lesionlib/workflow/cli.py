@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
@@ -42,6 +43,7 @@ OPTIONS = (
     ("--images", "DIR", "your images, or a public source as it was unpacked"),
     ("--masks", "DIR", "their masks"),
     ("--table", "FILE", "CSV of their labels"),
+    ("--controlnet", "DIR", "a trained ControlNet (or hub id) that is evaluated; none is trained"),
     ("--lesion-value", "V", "value of the lesion in masks with more than two values"),
     ("--invert-masks", "", "the lesion is what the masks do not mark"),
     ("--check", "", "only read the images: what was found, and a contact sheet"),
@@ -50,6 +52,12 @@ OPTIONS = (
     ("--fetch", "", "download ISIC (more: for lesionlib.data.download)"),
     ("--prefetch", "", "download all that a run needs (ISIC, base, weights)"),
     ("--bench", "", "measure speed against references"),
+    (
+        "--generate",
+        "RUN",
+        "write pairs of a finished run to a folder (more: --generate RUN --help)",
+    ),
+    ("--export", "RUN", "write its ControlNet and base for diffusers (more: --export RUN --help)"),
     ("--publish", "RUN", "copy the publishable part of a finished run to figures/"),
     ("--show-images", "", "publish real images too (if you may)"),
     ("--cluster", "NAME", "send the jobs to a cluster, by profiles/NAME (slurm)"),
@@ -70,6 +78,7 @@ REPEATED = (  # may be given several times
     ),
     ("--external", "NAME=DIR", "a further test set (DIR/images and DIR/masks, or IMAGES:MASKS)"),
 )
+OWN = ("generate", "export")  # commands with options of their own, in modules of this name
 PAIRS = (  # option NAME=DIR, group and name of its setting
     ("synthetic", "design", "external_generators"),
     ("external", "data", "external_tests"),
@@ -119,6 +128,16 @@ def found_source(given: dict) -> str:
     return public_source(given["images"], given.get("masks", "")) or "folders"
 
 
+def given_controlnet(name: str) -> dict:
+    """The settings that a ControlNet needs, with its base where both were exported together."""
+    folder = os.path.abspath(name)
+    pair = {key: os.path.join(folder, key) for key in ("controlnet", "base")}
+    if all(map(os.path.isdir, pair.values())):
+        base = {"base_model": pair["base"], "base_finetune": False}
+        return base | {"controlnet_model": pair["controlnet"]}
+    return {"controlnet_model": folder if os.path.isdir(folder) else name}
+
+
 def overrides(options) -> dict:
     """Settings given on the command line; raises InputError for one that is not KEY=VALUE."""
     given = {}
@@ -142,6 +161,8 @@ def overrides(options) -> dict:
     for key in ("images", "masks", "table"):
         if (path := getattr(options, key)) is not None:
             given[key] = os.path.abspath(path)
+    if options.controlnet:
+        given |= given_controlnet(options.controlnet)
     if "images" in given and "source" not in given:
         given["source"] = found_source(given)
     return given
@@ -318,9 +339,25 @@ def run_other(options, rest) -> int | None:
     return None
 
 
+def run_own(arguments) -> int | None:
+    """Run a command that has options of its own; None if it is none of `OWN`."""
+    given = {word.partition("=")[0] for word in arguments}
+    for name in OWN:
+        if f"--{name}" in given:
+            module = import_module(f"lesionlib.workflow.{name}")
+            own = Parser(prog="run_all.sh", allow_abbrev=False, description=module.__doc__)
+            own.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.options(own)
+            return module.main(own.parse_args(arguments))
+    return None
+
+
 def main(arguments=None) -> int:
     """Entry point; returns the exit status."""
     try:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if (code := run_own(arguments)) is not None:
+            return code
         options, rest = parser().parse_known_args(arguments)
         if options.help_settings:
             print(config.explain(), end="")

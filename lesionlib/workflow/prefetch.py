@@ -4,6 +4,8 @@
 what the settings name: ISIC, the base model, weights for the VGG loss and for Inception.
 """
 
+from contextlib import contextmanager
+
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import resolve
 from lesionlib.engine.settings import Settings
@@ -15,15 +17,33 @@ def fetch_base_model(name: str):
         return f"{name}: a directory"
     from diffusers import StableDiffusionPipeline  # slow import, needed only here
 
-    try:
+    with _hub_errors("base_model", name):
         found = StableDiffusionPipeline.download(name, safety_checker=None, use_safetensors=True)
+    return f"{name}: {found}"
+
+
+def fetch_controlnet(name: str):
+    """Download a trained ControlNet to the hub's cache, unless it is a local directory."""
+    if resolve(name).exists():
+        return f"{name}: a directory"
+    from diffusers import ControlNetModel  # slow import, needed only here
+
+    with _hub_errors("controlnet_model", name):
+        ControlNetModel.from_pretrained(name)
+    return f"{name}: in the hub's cache"
+
+
+@contextmanager
+def _hub_errors(setting: str, name: str):
+    """Turn the errors of a download into an InputError that names the setting."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise InputError(
-            f"base_model: {name}",
+            f"{setting}: {name}",
             f"it could not be downloaded from the hub ({str(error)[:200]})",
-            "check the id and the network, or set base_model to a diffusers directory",
+            f"check the id and the network, or set {setting} to a diffusers directory",
         ) from error
-    return f"{name}: {found}"
 
 
 def fetch_torchvision_weights(name: str, weights: str):
@@ -55,6 +75,8 @@ def downloads(settings: Settings) -> list:
         needed.append((fetch_isic, [resolve(settings.data.isic_root)]))
     if settings.base.model not in ("", "small"):
         needed.append((fetch_base_model, [settings.base.model]))
+    if settings.controlnet.model:
+        needed.append((fetch_controlnet, [settings.controlnet.model]))
     if settings.pix2pixhd.vgg == "download":
         needed.append((fetch_torchvision_weights, ["VGG19_Weights", "weights of the VGG loss"]))
     if settings.evaluation.features == "inception":

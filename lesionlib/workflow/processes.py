@@ -30,6 +30,17 @@ def _stop(number, frame):
     raise Stopped
 
 
+@contextlib.contextmanager
+def stoppable():
+    """Within this block Ctrl-C, SIGTERM and a closed terminal raise Stopped."""
+    before = {number: signal.signal(number, _stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _each(found, action: str):
     """Call a method of every process that is still there."""
     for one in found:
@@ -75,20 +86,17 @@ def run(command, **options) -> int:
     It has a session of its own, so that Ctrl-C reaches this process alone, which ends it and all
     that it has started, then raises Stopped. So do SIGTERM and a closed terminal.
     """
-    before = {number: signal.signal(number, _stop) for number in SIGNALS}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), start_new_session=True, **options
-    )
-    try:
-        return process.wait()
-    except Stopped:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        end(process)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stoppable():
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), start_new_session=True, **options
+        )
+        try:
+            return process.wait()
+        except Stopped:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            end(process)
+            raise
 
 
 def failures(run_folder) -> Path:
