@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -26,17 +27,15 @@ def attributes(table: pd.DataFrame):
     shares = groups[list(WORDS)].mean()
     names = [f"{name} (n = {n})" for name, n in groups.size().items()]
     fig, axis = plt.subplots(figsize=(style.PAGE, 0.35 * len(shares) + 0.8))
-    axis.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white")
     words = [style.wrapped(word, 0.9, plt.rcParams["font.size"]) for word in WORDS.values()]
-    axis.set_xticks(np.arange(len(words)) + 0.5, words)
-    axis.set_yticks(np.arange(len(shares)) + 0.5, names)
-    for (row, column), value in np.ndenumerate(shares.to_numpy()):
-        colour = "white" if value > 0.6 else "black"
-        place = {"ha": "center", "va": "center", "color": colour}
-        axis.text(column + 0.5, row + 0.5, f"{100 * value:.0f} %", **place)
-    axis.invert_yaxis()
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+    options = dict(
+        vmin=0, vmax=100, cmap="Blues", annot=True, fmt=".0f", cbar=False, linewidths=0.5
+    )
+    sns.heatmap(100 * shares, ax=axis, xticklabels=words, yticklabels=names, **options)
+    for text in axis.texts:
+        text.set_text(f"{text.get_text()} %")
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(length=0, rotation=0)
     return fig
 
 
