@@ -60,7 +60,8 @@ def test_the_report_shows_training_pairs_beside_s_test(tmp_path):
     shown = pages.fidelity_table(tmp_path).set_index("images")
     assert list(shown.index) == ["real images (ceiling)", "ControlNet", "clinic"]
     row = shown.loc["ControlNet"]
-    assert row["S-test: Dice"] == "0.760" and row["training pairs: Dice"] == "0.500"
+    assert row["S-test: Dice"] == "0.760 (0.398 to 1.122)"  # t, with one degree of freedom
+    assert row["training pairs: Dice"].startswith("0.500 (")
     assert (
         row["training pairs: at least 0.5"] == row["training pairs: with a distractor"] == "0.500"
     )
@@ -71,5 +72,5 @@ def test_runs_published_before_training_pairs_were_measured_keep_their_page(tmp_
     old = ROWS[ROWS["masks"] == "S-test"][["images", "dice"]].assign(hd95=0.1)
     write_csv(tmp_path / "tables" / "mask_fidelity.csv", old)
     shown = pages.fidelity_table(tmp_path)
-    assert shown["S-test: Dice"].tolist() == ["0.950", "0.760"]
+    assert shown["S-test: Dice"].tolist() == ["0.950 (0.497 to 1.403)", "0.760 (0.398 to 1.122)"]
     assert not any("training pairs" in name or "distractor" in name for name in shown)
