@@ -180,3 +180,18 @@ def test_wishes_are_labels_with_weights(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=said):
             catalogue.read_prompt_labels(path)
+
+
+def test_the_state_of_pairs_covers_what_lies_beside_them(tmp_path):
+    for name in ("images", "masks", "generated"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"1")
+    states = [catalogue.pairs_state(tmp_path)]
+    for changed in ("masks/a.png", "generated/a.png", "trained_on.csv"):
+        (tmp_path / changed).write_bytes(b"other")
+        states.append(catalogue.pairs_state(tmp_path))
+    assert len(set(states)) == 4
+    apart = f"{tmp_path / 'images'}:{tmp_path / 'masks'}"
+    before = catalogue.pairs_state(apart)
+    (tmp_path / "images" / "b.png").write_bytes(b"1")
+    assert catalogue.pairs_state(apart) != before

@@ -416,8 +416,12 @@ def read_pairs(source) -> Catalogue:
 
 
 def pairs_state(source) -> str:
-    """Digest of all files of external pairs (see `pair_folders`); it changes when they do."""
-    return files_state(*filter(None, pair_folders(source)))
+    """Digest of all files of external pairs, and of what lies beside them; it changes when they do.
+
+    `source` as for `pair_folders`; `trained_on.csv` and `generated/` count too.
+    """
+    whole = resolve(source).is_dir()
+    return files_state(source) if whole else files_state(*filter(None, pair_folders(source)))
 
 
 def source_state(source: str, images="", masks="", table="", isic_root="") -> str:
