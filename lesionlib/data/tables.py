@@ -4,7 +4,6 @@
 """
 
 import csv
-import difflib
 import io
 import re
 import unicodedata
@@ -15,6 +14,7 @@ import pandas as pd
 from lesionlib.data.decoding import TYPES
 from lesionlib.data.prompts import ATTRIBUTES, PEOPLE
 from lesionlib.engine.errors import InputError
+from lesionlib.engine.settings import nearest
 
 LONGEST = 10_000  # most characters in a cell that is used
 SEPARATORS = (",", ";", "\t", "|")
@@ -154,11 +154,6 @@ def check_lengths(path, cells: pd.Series):
         raise InputError(path, problem, "correct it")
 
 
-def nearest(word: str, valid, least: float = 0.6) -> str:
-    """The valid word closest to `word` in spelling, or ''."""
-    return next(iter(difflib.get_close_matches(word, list(valid), 1, least)), "")
-
-
 def renamed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with our names of columns, where it has not got them already."""
     for ours, others in NAMES.items():
@@ -236,7 +231,7 @@ def diagnoses(path, column: pd.Series) -> tuple[pd.Series, list[str]]:
     strange = column[values.eq("") & ~lower.isin(UNKNOWN)]
     if strange.empty:
         return values, []
-    near = nearest(strange.iloc[0].lower(), names)
+    near = nearest(strange.iloc[0].lower(), names, 0.6)
     hint = f"did you mean '{near}'? " if near else ""
     if (values == "").all():
         problem = f"unknown diagnosis '{strange.iloc[0]}' ({len(strange)} rows, and none is known)"
@@ -359,7 +354,7 @@ def matched(path, found: pd.DataFrame, images) -> tuple[pd.DataFrame, list[str]]
             f"'{images[0]}' among the {len(images)} images{cause}",
             "make the ids equal to the images' file names without their ending",
         )
-    near = nearest(example, images, 0.0)
+    near = nearest(example, images)
     return found, [
         f"WARNING: {path}: ids that are no image: {len(lost)} of {found['id'].nunique()}, for "
         f"example '{example}' (the nearest image is '{near}'){cause}"

@@ -761,10 +761,9 @@ def presets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def nearest(word: str, valid) -> str:
-    """The valid word whose spelling is closest to `word`."""
-    found = difflib.get_close_matches(str(word), list(valid), n=1, cutoff=0.0)
-    return found[0] if found else "nothing"
+def nearest(word: str, valid, least: float = 0.0) -> str:
+    """The valid word closest to `word` in spelling, '' if none is alike by `least` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(str(word), list(valid), 1, least)), "")
 
 
 def _converted(value, schema: dict):
