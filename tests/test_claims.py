@@ -95,7 +95,7 @@ def test_a_small_noisy_study_is_inconclusive_and_says_what_it_could_have_shown()
 )
 def test_verdicts_by_hand(low, high, p, said):
     assert claims.verdict({"low": low, "high": high}, p) == said
-    insensitive = {"low": low, "high": high, "insensitive": "no headroom"}
+    insensitive = {"low": low, "high": high, "insensitive": "headroom not shown"}
     assert claims.verdict(insensitive, p) == "inconclusive"
     assert said in claims.VERDICTS
 
@@ -111,7 +111,7 @@ def test_without_headroom_every_claim_says_so_and_low_data_carry_the_question():
     table = claims.table2_claims(made_up(gains)).set_index("share")
     assert table["verdict"].to_dict() == {100: "inconclusive", 25: "supported"}
     said = table["sentence"]
-    assert ": inconclusive, no headroom: 1,321 real pairs of G add " in said[100]
+    assert ": inconclusive, headroom not shown: 1,321 real pairs of G add " in said[100]
     assert "(equal epochs, 25 % of S-train): supported. Difference +0.0" in said[25]
     room = claims.headroom(made_up(gains)).set_index("share")
     assert room["enough"].to_dict() == {100: False, 25: True}

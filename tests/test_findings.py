@@ -28,7 +28,9 @@ def folder(tmp_path):
         "claims": [
             claim("A", "supported"),
             claim("B", "ruled out", -0.05),
-            claim("C", "inconclusive", insensitive="no headroom: 9 real pairs of G add 0.001 here"),
+            claim(
+                "C", "inconclusive", insensitive="headroom not shown: 9 pairs of G add 0.001 here"
+            ),
             claim("C", "inconclusive", schedule="epochs"),
             claim("D", "not resolvable"),  # a word of earlier versions
         ],
@@ -71,7 +73,7 @@ def test_the_abstract_is_three_sentences_found_ruled_out_and_untold(folder, fact
     assert ruled_out.startswith("One is ruled out") and "B (equal steps), -0.050" in ruled_out
     assert untold.startswith("4 could not be told (")
     for reason in (
-        "1: not even real pairs of G",
+        "1: it was not shown that even real pairs of G",
         "1: what real pairs of G would have added was not measured",
         "1: each generator was trained once",
         "1: the interval is too wide, would have shown 0.030 to 0.030 Dice",

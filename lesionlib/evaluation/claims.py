@@ -267,7 +267,7 @@ def headroom(images: pd.DataFrame) -> pd.DataFrame:
             adds = f"{row['pairs']:,} real pairs of G add {with_interval(row)} here"
             enough = bool(row["low"] > statistics.MARGIN)
             name = f"{display_name(network)}, {where(schedule, share)}"
-            said = f"{name}: {'headroom' if enough else 'no headroom'}, {adds}."
+            said = f"{name}: {'headroom' if enough else 'headroom not shown'}, {adds}."
             rows.append(row | {"adds": adds, "enough": enough, "sentence": said})
     columns = "network schedule share pairs alone difference low high adds enough sentence".split()
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
@@ -306,7 +306,7 @@ def sensitivity(images: pd.DataFrame) -> dict:
         if found is None:
             reasons[key] = "its headroom was not measured: no real pairs of G were added"
         elif not found.enough:
-            reasons[key] = f"no headroom: {found.adds}"
+            reasons[key] = f"headroom not shown: {found.adds}"
         elif wrong is not None and wrong["high"] < statistics.MARGIN:
             reasons[key] = f"insensitive: masks of other pairs cost {with_interval(wrong)} here"
     return reasons

@@ -16,7 +16,7 @@ KINDS = {"claims": "Table 2", "controls": "controls", "image_claims": "Table 1"}
 NAMED = 3  # claims that a sentence of the abstract names at most
 REASONS = {  # how `insensitive` begins: why a claim could not be told
     "its headroom was not measured": "what real pairs of G would have added was not measured",
-    "no headroom": "not even real pairs of G were seen to add half a Dice point",
+    "headroom not shown": "it was not shown that even real pairs of G add half a Dice point",
     "insensitive": "not even masks of other pairs were seen to harm",
 }
 TRAINED_ONCE = "each generator was trained once"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lesionlib.data import catalogue
+from lesionlib.data import catalogue, layouts
 from lesionlib.data.pairing import DOCUMENTS, TYPES, normal
 from lesionlib.engine.files import resolve
 
@@ -21,7 +21,7 @@ SHORT = 4  # shorter names, and numbers up to SHORT digits, are replaced where t
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?")
 WORD = r"(?<![^\W_])", r"(?![^\W_])"  # no letter or digit before, none after
 LISTS = ("curation", "quarantine", "disagreements")  # tables of a run whose column id has names
-PUBLIC = ("phantom", "isic", "ham10000", "ph2", "isic2016", "isic2017", "isic2018", "isic_archive")
+PUBLIC = ("phantom", "isic", *layouts.LAYOUTS)
 
 
 def _in_folders(folders) -> set[str]:
