@@ -160,6 +160,7 @@ rule masks:
         settings=groups("02_masks"),
         wishes=files_state(settings.masks.prompt_draw),
     threads: 1
+    priority: 1000  # the generators wait for it
     shell:
         PAPERMILL
 
