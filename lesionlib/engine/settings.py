@@ -479,7 +479,7 @@ class Sampling(Group):
         3.0, "Guidance of the images that are generated to test prompts.", ge=0
     )
     prompt_samples: int = setting(
-        10, "Images of each label that the attribute classifier tests.", unit="images", ge=1
+        8, "Images of each label that the attribute classifier tests.", unit="images", ge=1
     )
 
 
@@ -488,7 +488,7 @@ class Classifier(Group):
 
     prefix: ClassVar[str] = "classifier_"
     steps: int = setting(
-        100, "Length of its training, on 32 real images per step.", unit="optimiser steps", ge=1
+        80, "Length of its training, on 32 real images per step.", unit="optimiser steps", ge=1
     )
 
 
