@@ -90,12 +90,18 @@ def test_at_most_three_claims_are_named(folder, facts):
 
 
 def test_the_setting_stands_beside_that_of_the_paper(folder, facts):
+    f = facts["settings"]
     rows = findings.against_paper(folder, facts).set_index("")
     own, theirs = rows["this run"], rows["the paper"]
     assert own["synthetic pairs ÷ S-train"] == "1.43"
     assert theirs["synthetic pairs ÷ S-train"] == "1.43, 4.29, 7.14"
     assert own["S-test"] == "166" and own["resolution"] == "generators 64 px, networks 64 px"
-    assert own["images seen in training"].startswith("base 48,000, ControlNet 25,600, Pix2PixHD 7")
+    base, control = (
+        f["base_steps"] * f["base_batch"],
+        f["controlnet_steps"] * f["controlnet_batch"],
+    )
+    seen = f"base {base:,}, ControlNet {control:,}, Pix2PixHD {base + control:,}"
+    assert own["images seen in training"].startswith(seen)
     assert own["training of the networks"].startswith(
         "epochs: U-Net 10; plateau reached by 9 of 11"
     )
