@@ -56,6 +56,12 @@ def test_every_cell_has_a_state(run):
     assert detail[3:] == ["by zero", "interrupted", ""]
 
 
+def test_a_new_start_tries_again_what_had_failed(run):
+    cells = [Cell.parse(name) for name in ledger.state(run)["cell"]]
+    ledger.plan(run, cells)
+    assert ledger.state(run)["state"].tolist() == ["done", "done", "running", *["left"] * 3]
+
+
 def test_a_job_on_another_machine_is_taken_to_run(run):
     path = run / "checkpoints" / "grid" / f"{cell(4).id}.json"
     write_json(path, json.loads(path.read_text()) | {"host": "node7"})

@@ -26,8 +26,13 @@ def _folders(run) -> tuple[Path, Path]:
 
 
 def plan(run, cells: list[Cell]):
-    """Write the names of the cells that a run is to have."""
-    write_json(_folders(run)[0] / "plan.json", [cell.id for cell in cells])
+    """Write the names of the cells that a run is to have, and forget which had failed or were
+    stopped: they are tried again."""
+    marks = _folders(run)[0]
+    write_json(marks / "plan.json", ids := [cell.id for cell in cells])
+    for path in (marks / f"{name}.json" for name in ids):
+        if "error" in (read_json(path) or {}):
+            path.unlink()
 
 
 @contextmanager
