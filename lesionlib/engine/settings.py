@@ -593,8 +593,8 @@ class Segmentation(Group):
     )
     arm_seeds: int = setting(
         0,
-        "The first so many of the seeds serve all but S-train alone, its headroom, and what is "
-        "compared at control_share; 0: all.",
+        "The first so many of the seeds serve all but the whole of S-train, alone and with all "
+        "real pairs of G; 0: all.",
         ge=0,
     )
     data_shares: Annotated[list[Share], *DISTINCT] = setting(

@@ -177,8 +177,8 @@ def seeds_of(network: str, arm, own) -> list[int]:
     """The seeds with which an arm of `arms_of` is trained; `own`: the group `segmentation`."""
     method, amount, share, _ = arm
     headroom = (method, amount) in (("real", 0), ("real_pairs", max(own.real_pairs)))
-    asked = share == own.control_share or (share == 100 and headroom)
-    every = asked and network in own.control_networks and network not in own.brief_networks
+    asked = network in own.control_networks and network not in own.brief_networks
+    every = asked and headroom and share == 100
     return own.seeds if every or not own.arm_seeds else own.seeds[: own.arm_seeds]
 
 
