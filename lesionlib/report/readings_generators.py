@@ -1,0 +1,441 @@
+"""Sentences that read the tables and figures of notebooks 02 to 04, made from their numbers.
+
+Each function gets the numbers that are shown and returns Markdown. A sentence says no more than
+they carry, whatever they are: differences that chance gives are called so.
+"""
+
+import numpy as np
+import pandas as pd
+
+from lesionlib.evaluation.fidelity import GOOD, HIT
+from lesionlib.evaluation.paper import display_name
+from lesionlib.masks.shapes import STATISTICS
+
+CLEAR = 0.1  # difference of two Dice values from which a sentence calls one of them higher
+VISIBLE = 1.5  # ratio of checkerboards, from which one stands out
+FAIR = 0.25  # LSGAN loss, per scale, of a discriminator that scores everything one half
+
+
+def listed(parts) -> str:
+    """ "a, b and c" of any number of texts."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _named(values: dict, form: str) -> str:
+    """ "paper 0.9 and real 0.6" of numbers by name."""
+    return listed([f"{name} {value:{form}}" for name, value in values.items()])
+
+
+def _few(n: int) -> str:
+    return f"{n:,} image" if n == 1 else f"{n:,} images"
+
+
+# Notebook 02
+
+
+def recipe_steps(examples: list[dict]) -> str:
+    """How far the masks of the recipe are from the circles that they began as."""
+    shared, grown = [], []
+    for steps in examples:
+        first, last = (
+            np.asarray(picture) > 0.5 for picture in (*steps.values(),)[:: len(steps) - 1]
+        )
+        shared.append(2 * (first & last).sum() / (first.sum() + last.sum()))
+        grown.append(last.sum() / first.sum() - 1)
+    return (
+        f"With the circles that they began as, the masks share a Dice of "
+        f"{listed([f'{value:.2f}' for value in shared])}; their areas differ by "
+        f"{listed([f'{value:+.0%}' for value in grown])}."
+    )
+
+
+def rejections(rejected: dict, number: int) -> str:
+    """How many shapes each mode has drawn in vain, for `number` masks."""
+    shares = [f"{mode} {n} of {number + n}" for mode, n in rejected.items()]
+    return f"Shapes that were no single region, and were drawn again: {listed(shares)}."
+
+
+def distances(table: pd.DataFrame, held_out: int) -> str:
+    """Which masks are nearest to real ones, and which are told apart from them.
+
+    `table` as in notebook 02, real masks in the first row; `held_out`: number of the real masks
+    that all rows are compared with.
+    """
+    rows = table.set_index("masks")
+    floor, modes = rows["sum"].iloc[0], rows.iloc[1:]
+    near, far = modes["sum"].idxmin(), modes["sum"].idxmax()
+    most = modes.loc[far, list(STATISTICS)].astype(float).idxmax()
+    n = rows["n"].clip(upper=held_out)
+    chance = 0.5 + 1.96 * np.sqrt(0.25 / (2 * n))
+    apart = list(rows.index[rows["told apart"] > chance])
+    told = f"The classifier tells {listed(apart)} from real masks" if apart else (
+        "The classifier tells none of them from real masks")  # fmt: skip
+    return (
+        f"Nearest to real masks is **{near}** (sum {modes.loc[near, 'sum']:.1f}, where real masks "
+        f"have {floor:.1f}), farthest **{far}** ({modes.loc[far, 'sum']:.1f}), most of all in "
+        f"{most}. {told}: more often than chance allows for this many masks "
+        f"(up to {chance.max():.0%} right, in 39 of 40 cases)."
+    )
+
+
+def contact(facts: dict, held_out: pd.DataFrame) -> str:
+    """How many masks touch the border of the image, beside real ones."""
+    shares = {name: (sample["contact"] > 0).mean() for name, sample in facts.items()}
+    real = (held_out["contact"] > 0).mean()
+    far = max(shares, key=lambda name: abs(shares[name] - real))
+    return (
+        f"The border of the image is touched by {real:.0%} of the held-out real masks, and by "
+        f"{_named(shares, '.0%')} of the others; {far} differs most, by "
+        f"{100 * abs(shares[far] - real):.0f} percentage points."
+    )
+
+
+def conditions(masks: np.ndarray, prompts) -> str:
+    """Sizes of the masks, and how varied the prompts are."""
+    areas, distinct = masks.mean(axis=(1, 2)), len(set(prompts))
+    empty = sum(text == "" for text in prompts)
+    without = f", {empty:,} of them empty" if empty else ""
+    return (
+        f"The {len(masks):,} masks cover from {areas.min():.0%} to {areas.max():.0%} of the image, "
+        f"on average {areas.mean():.0%}; there are {distinct:,} different prompts{without}."
+    )
+
+
+def reference(table: pd.DataFrame) -> str:
+    """What the reference segmenter finds on real images, and what it can therefore judge."""
+    rows = table.set_index("images")
+    text = "; ".join(
+        f"{name} Dice {row['mean']:.3f}, with other masks {row['chance']:.3f}"
+        for name, row in rows.iterrows()
+    )
+    moved = rows.loc["moved"]
+    if moved["mean"] < moved["chance"] + CLEAR:
+        return (
+            f"Real lesions: {text}. **Where the masks lie it hardly does better than chance: in "
+            "this run mask fidelity says nothing about generators.**"
+        )
+    sizes = moved[["small", "medium-sized", "large"]].dropna().astype(float)
+    weakest = f" It is weakest on {sizes.idxmin()} lesions ({sizes.min():.3f})."
+    return (
+        f"Real lesions: {text}. A generated image whose lesion fills its mask as a real one does "
+        f"can therefore expect about {moved['mean']:.2f}, not 1.{weakest if len(sizes) > 1 else ''}"
+    )
+
+
+def in_masks(dice, what: str = "image") -> str:
+    """How many lesions lie in their masks, from Dice values (n,); `what` has been judged."""
+    dice = np.asarray(dice)
+    missed, filled = int((dice < HIT).sum()), int((dice >= GOOD).sum())
+    many = what if len(dice) == 1 else f"{what}s"
+    return (
+        f"Dice with the mask, {len(dice):,} {many}: mean {dice.mean():.3f}, from {dice.min():.2f} "
+        f"to {dice.max():.2f}; {filled:,} at or above {GOOD} (in the mask), {missed:,} below {HIT} "
+        "(not where the mask says)."
+    )
+
+
+# Notebook 03
+
+
+def warps(masks: np.ndarray, copies: np.ndarray) -> str:
+    """Where lesions lie in place (n, S, S), and in warped copies (m, S, S)."""
+    told = []
+    for name, found in (("in place", masks), ("in the copies", copies)):
+        areas = found.mean(axis=(1, 2))
+        away = [_off_centre(mask) for mask in found if mask.any()]
+        told.append(
+            f"{name} they cover {areas.min():.0%} to {areas.max():.0%} of the image, and their "
+            f"centres are {np.mean(away):.2f} image sides from its centre on average"
+        )
+    return f"The lesions shown: {told[0]}; {told[1]}."
+
+
+def _off_centre(mask: np.ndarray) -> float:
+    return float(np.hypot(*((np.argwhere(mask).mean(axis=0) + 0.5) / len(mask) - 0.5)))
+
+
+def noising(times, signal) -> str:
+    """What is left of the image at the last timestep."""
+    left = np.sqrt(signal[-1])
+    if left < 0.005:
+        return (
+            f"At t = {times[-1]} nothing of the image is left: sampling, which starts from pure "
+            "noise, starts where training has been."
+        )
+    return (
+        f"At t = {times[-1]} {left:.1%} of the image's amplitude is left, though sampling starts "
+        "from pure noise: training has never seen what sampling begins with (Lin et al. 2023)."
+    )
+
+
+def reconstruction(images: np.ndarray, decoded: np.ndarray) -> str:
+    """How well the autoencoder keeps images (n, S, S, 3)."""
+    errors = ((images.astype(float) - decoded) ** 2).mean(axis=(1, 2, 3)).clip(min=1e-9)
+    psnr = 10 * np.log10(255**2 / errors)
+    return (
+        f"The reconstructions have a PSNR of {psnr.mean():.1f} dB on average ({psnr.min():.1f} to "
+        f"{psnr.max():.1f}); what is lost here no generator on this base can show."
+    )
+
+
+def budget(seen: dict, pairs: int) -> str:
+    """How often base and ControlNet see each pair of G in this run."""
+    told = [
+        f"the {name} sees {count:,} images, each of the {pairs:,} pairs of G {count / pairs:.1f} "
+        "times"
+        if count
+        else f"the {name} is not trained"
+        for name, count in seen.items()
+    ]
+    return f"In this run {listed(told)}."
+
+
+def control_effect(table: pd.DataFrame) -> str:
+    """Whether the ControlNet starts from nothing, and where it acts once it is trained."""
+    start = table["untrained"].max()
+    at = table.loc[table["trained"].idxmax()]
+    begins = "changes nothing at all" if start == 0 else f"changes the prediction by {start:.1%}"
+    return (
+        f"Before training the ControlNet {begins}. Afterwards it changes the prediction by "
+        f"{table['trained'].min():.1%} to {at['trained']:.1%}, most at t = {at['t']:.0f}."
+    )
+
+
+def learning(validations: pd.DataFrame) -> str:
+    """Whether the validations say that the ControlNet uses the mask."""
+    first, last = validations.iloc[0], validations.iloc[-1]
+    gain = last["wrong_mask_loss"] / last["held_out_loss"] - 1
+    now = f"fidelity is {last['mask_fidelity']:.3f}"
+    if len(validations) == 1:
+        return f"One validation: wrong masks change the loss by {gain:+.1%}, {now}."
+    rise = last["mask_fidelity"] - first["mask_fidelity"]
+    text = (
+        f"At the end wrong masks change the held-out loss by {gain:+.1%}, and {now} "
+        f"({first['mask_fidelity']:.3f} at step {first['step']:.0f}). "
+    )
+    if gain > 0 and rise >= CLEAR:
+        return f"{text}Both say that the ControlNet uses the mask."
+    if gain > 0:
+        return f"{text}The loss depends on the mask, but the lesions do not yet lie in it."
+    return f"{text}**Nothing in these curves says that the ControlNet uses the mask.**"
+
+
+def over_time(dice: dict) -> str:
+    """From which label of {label: mean Dice} on the lesions lie in their masks."""
+    labels, values = list(dice), np.array(list(dice.values()))
+    first = _from_there_on(values)
+    reached = f"; from {labels[first]} on they are at or above {GOOD}" if first is not None else (
+        f"; none is at or above {GOOD} to the end")  # fmt: skip
+    return (
+        f"Mean Dice with the masks: {values[0]:.2f} at {labels[0]}, {values[-1]:.2f} at "
+        f"{labels[-1]}{reached}."
+    )
+
+
+def _from_there_on(values: np.ndarray) -> int | None:
+    """The index from which all values are at least GOOD; None if the last is not."""
+    low = np.flatnonzero(values < GOOD)
+    first = low[-1] + 1 if len(low) else 0
+    return int(first) if first < len(values) else None
+
+
+def denoising(with_control, alone) -> str:
+    """From which DDIM step on the predicted image has its lesion in the mask; Dice (n,) each."""
+    first, steps = _from_there_on(np.asarray(with_control)), len(with_control)
+    found = f"from step {first + 1} of {steps} on" if first is not None else (
+        f"in none of the {steps} steps to the end")  # fmt: skip
+    return (
+        f"With control, the predicted image has its lesion in the mask (Dice at least {GOOD}) "
+        f"{found}. At the end Dice is {with_control[-1]:.2f}; of the base alone, from the same "
+        f"noise, {alone[-1]:.2f}."
+    )
+
+
+def same_noise(made, alone) -> str:
+    """What control changes: Dice (n,) with and without it, from the same noise."""
+    made, alone = np.asarray(made), np.asarray(alone)
+    apart = made.mean() - alone.mean()
+    verdict = (
+        "Noise and prompt are the same: the mask alone has put the lesions there."
+        if apart >= CLEAR
+        else "**The mask has not put the lesions there.**"
+    )
+    return (
+        f"Dice with the mask, {_few(len(made))}: {made.mean():.3f} with control, "
+        f"{alone.mean():.3f} without; higher with control in {(made > alone).sum():,}. {verdict}"
+    )
+
+
+def difference(pictures) -> float:
+    """Mean absolute difference of each two of n pictures (n, S, S, 3), in grey levels."""
+    pictures = np.asarray(pictures, float)
+    pairs = [abs(a - b).mean() for i, a in enumerate(pictures) for b in pictures[:i]]
+    return float(np.mean(pairs)) if pairs else 0.0
+
+
+def words(pictures: dict) -> str:
+    """How much images of one mask and noise differ by their prompts, by label of guidance."""
+    found = {label: difference(images) for label, images in pictures.items()}
+    return (
+        f"Between two prompts a pixel changes, of 255 grey levels, by {_named(found, '.1f')} on "
+        "average. Mask and noise are the same: all of it is due to the words."
+    )
+
+
+def prompt_grid(grid: np.ndarray) -> str:
+    """What changes more, the diagnosis or the attribute: images (diagnoses, attributes, S, S, 3)."""
+    by_diagnosis = np.mean([difference(grid[:, i]) for i in range(grid.shape[1])])
+    by_attribute = np.mean([difference(row) for row in grid])
+    return (
+        f"Another diagnosis changes a pixel by {by_diagnosis:.1f} of 255 grey levels on average, "
+        f"another attribute by {by_attribute:.1f}. Whether the change is the one that the word "
+        "asks for, the next table says."
+    )
+
+
+def _limit(first: int, second: int) -> float:
+    """The area under the curve that chance exceeds in one of 40 cases, for these numbers."""
+    if not first or not second:
+        return float("inf")
+    return 0.5 + 1.96 * np.sqrt((first + second + 1) / (12 * first * second))
+
+
+def recognised_labels(table: pd.DataFrame) -> list[str]:
+    """Labels that the classifier recognises more often than chance allows (1.96 standard errors)."""
+    numbers = zip(table["asked"], table["not_asked"], strict=True)
+    limits = np.array([_limit(*pair) for pair in numbers])
+    return table.loc[table["auc_generated"].to_numpy() > limits, "label"].tolist()
+
+
+def recognition(table: pd.DataFrame, total: int) -> str:
+    """Which words of the prompt show, and of which the classifier cannot tell; `total` real ones."""
+    right = recognised_labels(table)
+    real = np.array([_limit(n, total - n) for n in table["real"]])
+    blind = table.loc[~(table["auc_real"].to_numpy() > real), "label"]
+    blind = [name for name in blind if name not in right]
+    text = f"Recognised more often than chance allows: {listed(right) if right else 'none'}, of "
+    text += f"{len(table)} labels (one in 40 would be by chance)."
+    if blind:
+        text += f" Of {listed(blind)} nothing can be said: the classifier does not recognise them "
+        text += "on real images either."
+    return text.replace("_", " ")
+
+
+def as_prompted(counts: pd.DataFrame) -> str:
+    """How often the diagnosis is the one that the prompt names; `counts` prompted by recognised."""
+    n, k = int(counts.to_numpy().sum()), len(counts)
+    if k < 2 or not n:
+        return "With one diagnosis there is nothing to confuse."
+    right = np.diag(counts).sum() / n
+    limit = 1 / k + 1.96 * np.sqrt((1 - 1 / k) / k / n)
+    verdict = "more than" if right > limit else "no more than"
+    wrong = counts.astype(float).mask(np.eye(k, dtype=bool)).stack()
+    prompted, seen = wrong.idxmax()
+    text = f"{right:.0%} of {n} images are recognised as prompted, {verdict} chance allows "
+    text += f"({1 / k:.0%}, at most {limit:.0%} in 39 of 40 cases)."
+    if wrong.max():
+        text += f" Most often confused: {prompted}, taken for {seen} in {wrong.max():.0f} of "
+        text += f"{counts.loc[prompted].sum():.0f}."
+    return text
+
+
+def ablation(table: pd.DataFrame) -> str:
+    """The best variants of an ablation (`generated.variants`), beside real images (first row)."""
+    real, tried = table.iloc[0], table.iloc[1:]
+    nearest = tried.loc[tried["kid"].idxmin()]
+    column = "automatic_masks" if "automatic_masks" in tried else "mask_fidelity"
+    fullest = tried.loc[tried[column].idxmax()]
+    where = "automatic masks" if column == "automatic_masks" else "the masks"
+    same = "it" if fullest["variant"] == nearest["variant"] else f"**{fullest['variant']}**"
+    return (
+        f"Of {len(tried)} variants **{nearest['variant']}** has the lowest KID "
+        f"({nearest['kid']:.2f}; real images {real['kid']:.2f}), and {same} the highest fidelity "
+        f"on {where} ({fullest[column]:.2f}; real images {real[column]:.2f}). Each was trained "
+        "once."
+    )
+
+
+# Notebook 04
+
+
+def budgets(table: pd.DataFrame) -> str:
+    """How many images Pix2PixHD sees, for one that base and ControlNet see in this run."""
+    seen = table.set_index("training")["images seen"]
+    own = seen["Pix2PixHD"]
+    others = seen[[name for name in ("base", "ControlNet") if name in seen]].sum()
+    if not others:
+        return f"Pix2PixHD sees {own:,} images; base and ControlNet are not trained in this run."
+    return (
+        f"Pix2PixHD sees {own:,} images, {own / others:.2f} times as many as base and ControlNet "
+        f"together in this run ({others:,})."
+    )
+
+
+def scored(score: float, losses: dict) -> str:
+    """What the least-squares losses are if a discriminator gives every patch the same score."""
+    better = "0.5, the middle, where both losses of the discriminator are equal"
+    if score != 0.5:
+        worse = "real images" if score < 0.5 else "generated ones"
+        better = f"{score:g}, which costs it more on {worse}"
+    return (
+        f"If the discriminators give every patch {better}, the losses are "
+        f"{_named(losses, '.2f')}, summed over the scales."
+    )
+
+
+def contest(name: str, first: pd.Series, last: pd.Series, scales: int) -> str:
+    """Who is ahead at the end of a training: losses in its first and last tenth (`d_real`, ...)."""
+    critic, fair = (last["d_real"] + last["d_fake"]) / 2, FAIR * scales
+    before = (first["d_real"] + first["d_fake"]) / 2
+    text = (
+        f"{name}: the mean of the discriminators' losses goes from {before:.2f} to {critic:.2f}; "
+        f"{fair:.2f} is that of scores of one half everywhere. "
+    )
+    risen = [key for key in ("g_gan", "g_feat") if last[key] > first[key]]
+    if critic >= min(fair, before):
+        return text + "They have not pulled ahead of the generator."
+    if len(risen) == 2:
+        return text + (
+            "As they got better, both losses of the generator rose: the discriminators are winning."
+        )
+    if not risen:
+        return text + "Both losses of the generator fell as well: both sides have learnt."
+    fell = {"g_gan": "g_feat", "g_feat": "g_gan"}[risen[0]]
+    return text + f"Of the generator's losses `{risen[0]}` rose and `{fell}` fell."
+
+
+def located(dice: dict, spread: dict | None = None) -> str:
+    """Whether the lesions of each generator lie in their masks, and how varied its images are.
+
+    `dice` {method: values (n,)}; `spread` {method: standard deviation of a pixel over the images,
+    that of real ones being 1}.
+    """
+    told = []
+    for method, values in dice.items():
+        text = f"{display_name(method)} {np.mean(values):.3f} (n = {len(values):,})"
+        if spread:
+            text += f", its images {spread[method]:.2f} times as varied as real ones"
+        told.append(text)
+    return f"Mean Dice with the masks: {'; '.join(told)}."
+
+
+def noises(pictures: dict) -> str:
+    """Which generators make several images of one mask: images (n, S, S, 3) by name."""
+    found = {name: difference(images) for name, images in pictures.items()}
+    still = [name for name, value in found.items() if value == 0]
+    moving = {name: value for name, value in found.items() if value}
+    parts = [f"{listed(still)}: the same image each time"] if still else []
+    if moving:
+        parts.append(f"a pixel changes, of 255 grey levels, by {_named(moving, '.1f')} on average")
+    return f"{'; '.join(parts)}."
+
+
+def checkerboards(levels: dict) -> str:
+    """Whether a checkerboard stands out, beside real images (the first of {name: level})."""
+    (_, real), *made = levels.items()
+    seen = [name for name, level in made if level > VISIBLE * real]
+    text = f"Power at the checkerboard's frequencies over that around them: {_named(levels, '.2f')}"
+    if seen:
+        return f"{text}. Above {VISIBLE} times that of real images, so visible: {listed(seen)}."
+    return f"{text}. None is above {VISIBLE} times that of real images."
