@@ -203,9 +203,9 @@ def workflow(counts: dict, synthetic: int, external_generators=()):
 
 
 def diagram(boxes: dict, arrows, height: float, limits: dict, fills=None):
-    """Boxes of text {name: (x, y, text)} joined by arrows (from, to), in a figure of a page's width.
+    """A figure of boxes with text {name: (x, y, text)} that arrows (from, to) join.
 
-    `height` in inches; `limits` of the axis; `fills` {name: grey or colour}.
+    As wide as a page; `height` in inches; `limits` of the axis; `fills` {name: colour}.
     """
     fig, axis = plt.subplots(figsize=(style.PAGE, height))
     frame = {"boxstyle": "round,pad=0.5", "ec": "0.35"}

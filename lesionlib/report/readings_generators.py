@@ -37,10 +37,8 @@ def _few(n: int) -> str:
 def recipe_steps(examples: list[dict]) -> str:
     """How far the masks of the recipe are from the circles that they began as."""
     shared, grown = [], []
-    for steps in examples:
-        first, last = (
-            np.asarray(picture) > 0.5 for picture in (*steps.values(),)[:: len(steps) - 1]
-        )
+    for pictures in map(list, (steps.values() for steps in examples)):
+        first, last = (pictures[i] > 0.5 for i in (0, -1))
         shared.append(2 * (first & last).sum() / (first.sum() + last.sum()))
         grown.append(last.sum() / first.sum() - 1)
     return (
@@ -284,7 +282,7 @@ def words(pictures: dict) -> str:
 
 
 def prompt_grid(grid: np.ndarray) -> str:
-    """What changes more, the diagnosis or the attribute: images (diagnoses, attributes, S, S, 3)."""
+    """What another diagnosis or attribute changes: images (diagnoses, attributes, S, S, 3)."""
     by_diagnosis = np.mean([difference(grid[:, i]) for i in range(grid.shape[1])])
     by_attribute = np.mean([difference(row) for row in grid])
     return (
@@ -302,14 +300,14 @@ def _limit(first: int, second: int) -> float:
 
 
 def recognised_labels(table: pd.DataFrame) -> list[str]:
-    """Labels that the classifier recognises more often than chance allows (1.96 standard errors)."""
+    """Labels that are recognised more often than chance allows (1.96 standard errors)."""
     numbers = zip(table["asked"], table["not_asked"], strict=True)
     limits = np.array([_limit(*pair) for pair in numbers])
     return table.loc[table["auc_generated"].to_numpy() > limits, "label"].tolist()
 
 
 def recognition(table: pd.DataFrame, total: int) -> str:
-    """Which words of the prompt show, and of which the classifier cannot tell; `total` real ones."""
+    """Which words show, and of which nothing can be said; `total`: number of real images."""
     right = recognised_labels(table)
     real = np.array([_limit(n, total - n) for n in table["real"]])
     blind = table.loc[~(table["auc_real"].to_numpy() > real), "label"]

@@ -95,7 +95,7 @@ def elastic(size: int, seed: int, index: int, recipe):
 
 
 def zero_convolution():
-    """Diagram of a ControlNet: locked UNet above, trainable copy below, zero convolutions between."""
+    """Diagram of a ControlNet: locked UNet, trainable copy, and the zero convolutions between."""
     colour = style.METHODS["controlnet"][0]
     boxes = {
         "noisy": (0.1, 2.0, "noisy latents\n$z_t$, time $t$,\nprompt"),
