@@ -9,6 +9,7 @@ import pandas as pd
 
 from lesionlib.evaluation.fidelity import GOOD, HIT
 from lesionlib.evaluation.paper import display_name
+from lesionlib.masks.recipe import grown
 from lesionlib.masks.shapes import STATISTICS
 
 CLEAR = 0.1  # difference of two Dice values from which a sentence calls one of them higher
@@ -27,6 +28,10 @@ def _named(values: dict, form: str) -> str:
     return listed([f"{name} {value:{form}}" for name, value in values.items()])
 
 
+def _modes(names) -> str:
+    return listed([f"`{name}`" for name in names])
+
+
 def _few(n: int) -> str:
     return f"{n:,} image" if n == 1 else f"{n:,} images"
 
@@ -36,21 +41,43 @@ def _few(n: int) -> str:
 
 def recipe_steps(examples: list[dict]) -> str:
     """How far the masks of the recipe are from the circles that they began as."""
-    shared, grown = [], []
-    for pictures in map(list, (steps.values() for steps in examples)):
-        first, last = (pictures[i] > 0.5 for i in (0, -1))
-        shared.append(2 * (first & last).sum() / (first.sum() + last.sum()))
-        grown.append(last.sum() / first.sum() - 1)
+    ends = [list(steps.values()) for steps in examples]
+    ends = [(pictures[0] > 0.5, pictures[-1] > 0.5) for pictures in ends]
+    shared = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in ends]
+    areas = [b.sum() / a.sum() - 1 for a, b in ends]
     return (
-        f"With the circles that they began as, the masks share a Dice of "
+        "With the circles that they began as, the masks share a Dice of "
         f"{listed([f'{value:.2f}' for value in shared])}; their areas differ by "
-        f"{listed([f'{value:+.0%}' for value in grown])}."
+        f"{listed([f'{value:+.0%}' for value in areas])}."
+    )
+
+
+def elastic(start, bent, shifts) -> str:
+    """What an elastic deformation does to a picture (`teaching.deformed`)."""
+    far, before, after = np.hypot(*shifts), (start > 0.5).sum(), (bent > 0.5).sum()
+    area = f"the area changes by {after / before - 1:+.0%}" if before else "there is no shape"
+    return (
+        f"The {far.size} control points are shifted by {far.mean():.1f} pixels on average, at most "
+        f"by {far.max():.1f}; {area}."
+    )
+
+
+def parameters(rows: dict) -> str:
+    """What each parameter of the recipe does to the area of a mask (`teaching.recipe_values`)."""
+    areas = [f"{name.split()[0]} {row[0].mean():.0%} to {row[-1].mean():.0%}"
+             for name, row in rows.items()]  # fmt: skip
+    shapes = [mask for row in rows.values() for mask in row]
+    kept = sum(mask.any() and np.array_equal(mask, grown(mask)) for mask in shapes)
+    return (
+        f"From left to right the area goes from and to: {', '.join(areas)} of the image. "
+        f"{len(shapes) - kept} of the {len(shapes)} shapes are empty or no single region: the "
+        "recipe would reject them and draw again."
     )
 
 
 def rejections(rejected: dict, number: int) -> str:
     """How many shapes each mode has drawn in vain, for `number` masks."""
-    shares = [f"{mode} {n} of {number + n}" for mode, n in rejected.items()]
+    shares = [f"`{mode}` {n} of {number + n}" for mode, n in rejected.items()]
     return f"Shapes that were no single region, and were drawn again: {listed(shares)}."
 
 
@@ -62,29 +89,28 @@ def distances(table: pd.DataFrame, held_out: int) -> str:
     """
     rows = table.set_index("masks")
     floor, modes = rows["sum"].iloc[0], rows.iloc[1:]
-    near, far = modes["sum"].idxmin(), modes["sum"].idxmax()
+    sums = modes["sum"]
+    near, far = sums.idxmin(), sums.idxmax()
     most = modes.loc[far, list(STATISTICS)].astype(float).idxmax()
     n = rows["n"].clip(upper=held_out)
     chance = 0.5 + 1.96 * np.sqrt(0.25 / (2 * n))
     apart = list(rows.index[rows["told apart"] > chance])
-    told = f"The classifier tells {listed(apart)} from real masks" if apart else (
-        "The classifier tells none of them from real masks")  # fmt: skip
+    told = f"tells {_modes(apart)} from real masks" if apart else "tells none of them apart"
     return (
-        f"Nearest to real masks is **{near}** (sum {modes.loc[near, 'sum']:.1f}, where real masks "
-        f"have {floor:.1f}), farthest **{far}** ({modes.loc[far, 'sum']:.1f}), most of all in "
-        f"{most}. {told}: more often than chance allows for this many masks "
-        f"(up to {chance.max():.0%} right, in 39 of 40 cases)."
+        f"Nearest to real masks is `{near}` (sum {sums[near]:.1f}, against {floor:.1f} among real "
+        f"masks), farthest `{far}` ({sums[far]:.1f}), most of all in {most}. The classifier "
+        f"{told}: with this many masks chance alone reaches {chance.max():.0%} in one of 40 cases."
     )
 
 
 def contact(facts: dict, held_out: pd.DataFrame) -> str:
     """How many masks touch the border of the image, beside real ones."""
-    shares = {name: (sample["contact"] > 0).mean() for name, sample in facts.items()}
+    shares = {f"`{name}`": (sample["contact"] > 0).mean() for name, sample in facts.items()}
     real = (held_out["contact"] > 0).mean()
     far = max(shares, key=lambda name: abs(shares[name] - real))
     return (
-        f"The border of the image is touched by {real:.0%} of the held-out real masks, and by "
-        f"{_named(shares, '.0%')} of the others; {far} differs most, by "
+        f"Of the held-out real masks {real:.0%} touch the border of the image; of the others, "
+        f"{_named(shares, '.0%')}. {far} differs most, by "
         f"{100 * abs(shares[far] - real):.0f} percentage points."
     )
 
@@ -133,6 +159,23 @@ def in_masks(dice, what: str = "image") -> str:
     )
 
 
+def masks_answer(distances: pd.DataFrame, judged: pd.DataFrame, mode: str, number: int) -> str:
+    """The answer of notebook 02, from its two tables, for `number` masks of a mode."""
+    rows, dice = distances.set_index("masks"), judged.set_index("images")["mean"]
+    rows.index = [f"`{name}`" for name in rows.index]
+    others = [name for name in rows.index[1:] if name != f"`{mode}`"]
+    own = rows.loc[f"`{mode}`"]
+    told, sums = (rows.loc[others, column].to_dict() for column in ("told apart", "sum"))
+    return (
+        f"The generators get {number:,} masks of the mode `{mode}`. From shape alone a classifier "
+        f"tells such masks from real ones with an accuracy of {own['told apart']:.0%} "
+        f"(chance: 50%; {_named(told, '.0%')}). The sum of seven distances from real masks is "
+        f"{own['sum']:.1f} ({_named(sums, '.1f')}; of real masks from one another "
+        f"{rows['sum'].iloc[0]:.1f}). The reference segmenter finds real lesions with a Dice of "
+        f"{dice['in place']:.3f} in place and {dice['moved']:.3f} where these masks lie."
+    )
+
+
 # Notebook 03
 
 
@@ -165,6 +208,22 @@ def noising(times, signal) -> str:
         f"At t = {times[-1]} {left:.1%} of the image's amplitude is left, though sampling starts "
         "from pure noise: training has never seen what sampling begins with (Lin et al. 2023)."
     )
+
+
+def parts(locked: int, trained: int) -> str:
+    """How many parameters are fixed, and how many are trained."""
+    return (
+        f"In this run {locked:,} parameters of the UNet are locked and {trained:,} are trained "
+        f"({trained / (locked + trained):.0%} of both)."
+    )
+
+
+def course(name: str, values) -> str:
+    """From where to where a loss goes: the means of its first and last tenth."""
+    values = np.asarray(values, float)
+    tenth = max(len(values) // 10, 1)
+    first, last = values[:tenth].mean(), values[-tenth:].mean()
+    return f"The {name} goes from {first:.3f} to {last:.3f} (first and last tenth of the training)."
 
 
 def reconstruction(images: np.ndarray, decoded: np.ndarray) -> str:
@@ -312,12 +371,12 @@ def recognition(table: pd.DataFrame, total: int) -> str:
     real = np.array([_limit(n, total - n) for n in table["real"]])
     blind = table.loc[~(table["auc_real"].to_numpy() > real), "label"]
     blind = [name for name in blind if name not in right]
-    text = f"Recognised more often than chance allows: {listed(right) if right else 'none'}, of "
+    text = f"Recognised more often than chance allows: {_worded(right) if right else 'none'}, of "
     text += f"{len(table)} labels (one in 40 would be by chance)."
     if blind:
-        text += f" Of {listed(blind)} nothing can be said: the classifier does not recognise them "
+        text += f" Of {_worded(blind)} nothing can be said: the classifier does not recognise them "
         text += "on real images either."
-    return text.replace("_", " ")
+    return text
 
 
 def as_prompted(counts: pd.DataFrame) -> str:
@@ -352,6 +411,28 @@ def ablation(table: pd.DataFrame) -> str:
         f"on {where} ({fullest[column]:.2f}; real images {real[column]:.2f}). Each was trained "
         "once."
     )
+
+
+def controlnet_answer(dice: dict, pairs, table: pd.DataFrame) -> str:
+    """The answer of notebook 03.
+
+    `dice` {"with", "without": values (n,)} on the masks of S-test, `pairs` on those of the
+    synthetic pairs; `table` of `attributes.table`.
+    """
+    short, right = (np.asarray(pairs) < HIT).mean(), recognised_labels(table)
+    means = {name: np.mean(values) for name, values in dice.items()}
+    return (
+        f"The reference segmenter finds the lesion in its mask with Dice {means['with']:.3f} "
+        f"(without control {means['without']:.3f}; n = {len(dice['with'])} S-test masks). On the "
+        f"masks of the {len(pairs):,} training pairs it is {np.mean(pairs):.3f}; {short:.0%} of "
+        f"them are below {HIT}. Of {len(table)} labels that prompts name, the attribute classifier "
+        "recognises more often than chance allows: "
+        f"{_worded(right) if right else 'none'}."
+    )
+
+
+def _worded(labels) -> str:
+    return listed([label.replace("_", " ") for label in labels])
 
 
 # Notebook 04
@@ -437,3 +518,17 @@ def checkerboards(levels: dict) -> str:
     if seen:
         return f"{text}. Above {VISIBLE} times that of real images, so visible: {listed(seen)}."
     return f"{text}. None is above {VISIBLE} times that of real images."
+
+
+def pix2pixhd_answer(in_place: dict, pairs: dict, spread: dict) -> str:
+    """The answer of notebook 04: values as for `located`, on S-test and on the synthetic pairs."""
+    told = []
+    for method, values in in_place.items():
+        told.append(
+            f"{display_name(method)}: the reference segmenter finds the lesion in its mask with "
+            f"Dice {np.mean(values):.3f} (n = {len(values):,} S-test masks) and "
+            f"{np.mean(pairs[method]):.3f} (n = {len(pairs[method]):,} training pairs); its images "
+            f"differ from one another {spread[method]:.2f} times as much as real ones do "
+            "(standard deviation of a pixel over the images)."
+        )
+    return " ".join(told)

@@ -26,15 +26,18 @@ def _attempt(size: int, seed: int, index: int, recipe) -> dict[str, np.ndarray]:
     return recipes.paper_shape(rng, size, recipe, show=True)
 
 
-def recipe_values(size: int, seed: int, index: int, recipe):
-    """A mask under each value of one parameter of the recipe, a row per parameter (`SLIDERS`)."""
+def recipe_values(size: int, seed: int, index: int, recipe) -> dict[str, list[np.ndarray]]:
+    """A mask under each value of one parameter of the recipe, a row per parameter (`SLIDERS`).
+
+    They are shown as they are drawn, also where they are no single region.
+    """
     rows = {}
     for name, (low, high) in SLIDERS.items():
         values = np.linspace(low, high, SHOWN).round(2)
         values = [int(value) for value in values] if name == "grid" else values
         drawn = [_attempt(size, seed, index, replace(recipe, **{name: x})) for x in values]
         rows[f"{name} {low:g} to {high:g}"] = [steps["open and close"] for steps in drawn]
-    return plots.sheet(rows)
+    return rows
 
 
 def is_attended() -> bool:
@@ -70,25 +73,29 @@ def recipe_sliders(size: int, seed: int):
     interact(draw, **ranges)
 
 
-def elastic(size: int, seed: int, index: int, recipe):
-    """The elastic deformation of one mask: outlines before and after, and the control points."""
+def deformed(size: int, seed: int, index: int, recipe):
+    """The blurred circle of a mask, the same deformed (both (size, size) floats), and the shifts of
+    the control points (2, grid, grid) in pixels."""
     rng = np.random.default_rng([seed, index])
     start = recipes.blurred(recipes.circle(rng, size, recipe), recipe.blur * size)
     shifts = recipes.drawn_displacement(rng, size, recipe)
+    return start, recipes.elastic(start, shifts), shifts
+
+
+def elastic(start, bent, shifts):
+    """Outlines of a picture before and after elastic deformation, and the control points."""
     fig, axis = plt.subplots(figsize=(4.2, 3.6))
-    lines = {"circle, blurred": (start, "0.6", "--"), "deformed": (None, "black", "-")}
-    lines["deformed"] = (recipes.elastic(start, shifts), *lines["deformed"][1:])
-    for picture, colour, dash in lines.values():
-        axis.contour(picture, [0.5], colors=[colour], linestyles=[dash])
-    at = np.linspace(0, size - 1, recipe.grid)
-    rows, columns = np.meshgrid(at, at, indexing="ij")
+    marks, (_, down, across) = [], shifts.shape
+    for label, picture, line in (("before", start, ("0.6", "--")), ("after", bent, ("black", "-"))):
+        axis.contour(picture, [0.5], colors=[line[0]], linestyles=[line[1]])
+        marks.append(Line2D([], [], color=line[0], ls=line[1], label=f"outline {label}"))
+    size = len(start)
+    at = np.meshgrid(np.linspace(0, size - 1, across), np.linspace(0, size - 1, down))
     arrows = dict(angles="xy", scale_units="xy", scale=1, color="0.45", width=0.005)
-    axis.quiver(columns, rows, shifts[1], shifts[0], **arrows)
-    axis.plot(columns.ravel(), rows.ravel(), ls="", marker=".", color="0.45", clip_on=False)
-    margin = 0.12 * size
-    limits = (-margin, size - 1 + margin)
+    axis.quiver(*at, shifts[1], shifts[0], **arrows)
+    axis.plot(*(x.ravel() for x in at), ls="", marker=".", color="0.45")
+    limits = (-0.15 * size, 1.15 * size)
     axis.set(xlim=limits, ylim=limits[::-1], aspect="equal", xlabel="pixel", ylabel="pixel")
-    marks = [Line2D([], [], color=c, ls=dash, label=name) for name, (_, c, dash) in lines.items()]
     marks.append(Line2D([], [], color="0.45", marker=".", label="control point and its shift"))
     style.legend_below(fig, marks)
     return fig
@@ -129,5 +136,5 @@ def denoising_strip(times, pictures: dict, masks: dict):
         drawn = list(found[chosen])
         mask = masks.get(label)
         rows[label] = drawn if mask is None else plots.all_outlined(drawn, [mask] * len(drawn))
-    titles = [f"step {i + 1}: t = {times[i]}" for i in chosen]
+    titles = [f"step {i + 1}: t={times[i]}" for i in chosen]
     return plots.sheet(rows, titles, made=rows)
