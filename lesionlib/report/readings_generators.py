@@ -28,6 +28,11 @@ def _named(values: dict, form: str) -> str:
     return listed([f"{name} {value:{form}}" for name, value in values.items()])
 
 
+def _values(values: dict) -> str:
+    """ "2.3 (guidance 1) and 6.8 (guidance 3)" of numbers by name."""
+    return listed([f"{value:.1f} ({name})" for name, value in values.items()])
+
+
 def _modes(names) -> str:
     return listed([f"`{name}`" for name in names])
 
@@ -238,11 +243,12 @@ def reconstruction(images: np.ndarray, decoded: np.ndarray) -> str:
 
 def budget(seen: dict, pairs: int) -> str:
     """How often base and ControlNet see each pair of G in this run."""
+    names = {"base": "base", "controlnet": "ControlNet"}
     told = [
-        f"the {name} sees {count:,} images, each of the {pairs:,} pairs of G {count / pairs:.1f} "
-        "times"
+        f"the {names[name]} sees {count:,} images, each of the {pairs:,} pairs of G "
+        f"{count / pairs:.1f} times"
         if count
-        else f"the {name} is not trained"
+        else f"the {names[name]} is not trained"
         for name, count in seen.items()
     ]
     return f"In this run {listed(told)}."
@@ -251,11 +257,15 @@ def budget(seen: dict, pairs: int) -> str:
 def control_effect(table: pd.DataFrame) -> str:
     """Whether the ControlNet starts from nothing, and where it acts once it is trained."""
     start = table["untrained"].max()
-    at = table.loc[table["trained"].idxmax()]
-    begins = "changes nothing at all" if start == 0 else f"changes the prediction by {start:.1%}"
+    least, at = table["trained"].min(), table.loc[table["trained"].idxmax()]
+    begins = (
+        "changes nothing at all"
+        if start == 0
+        else f"changes the prediction by {start:.1%} of its norm"
+    )
     return (
         f"Before training the ControlNet {begins}. Afterwards it changes the prediction by "
-        f"{table['trained'].min():.1%} to {at['trained']:.1%}, most at t = {at['t']:.0f}."
+        f"{least:.1%} to {at['trained']:.1%} of its norm, most at t = {at['t']:.0f}."
     )
 
 
@@ -314,7 +324,7 @@ def same_noise(made, alone) -> str:
     made, alone = np.asarray(made), np.asarray(alone)
     apart = made.mean() - alone.mean()
     verdict = (
-        "Noise and prompt are the same: the mask alone has put the lesions there."
+        "Noise and prompt are the same: the mask makes the difference."
         if apart >= CLEAR
         else "**The mask has not put the lesions there.**"
     )
@@ -335,8 +345,8 @@ def words(pictures: dict) -> str:
     """How much images of one mask and noise differ by their prompts, by label of guidance."""
     found = {label: difference(images) for label, images in pictures.items()}
     return (
-        f"Between two prompts a pixel changes, of 255 grey levels, by {_named(found, '.1f')} on "
-        "average. Mask and noise are the same: all of it is due to the words."
+        f"Between two prompts a pixel changes, of 255 grey levels, by {_values(found)} on average. "
+        "Mask and noise are the same: all of it is due to the words."
     )
 
 
@@ -506,7 +516,7 @@ def noises(pictures: dict) -> str:
     moving = {name: value for name, value in found.items() if value}
     parts = [f"{listed(still)}: the same image each time"] if still else []
     if moving:
-        parts.append(f"a pixel changes, of 255 grey levels, by {_named(moving, '.1f')} on average")
+        parts.append(f"a pixel changes, of 255 grey levels, by {_values(moving)} on average")
     return f"{'; '.join(parts)}."
 
 
