@@ -382,10 +382,10 @@ def recognition(table: pd.DataFrame, total: int) -> str:
     blind = table.loc[~(table["auc_real"].to_numpy() > real), "label"]
     blind = [name for name in blind if name not in right]
     text = f"Recognised more often than chance allows: {_worded(right) if right else 'none'}, of "
-    text += f"{len(table)} labels (one in 40 would be by chance)."
+    text += f"{len(table)} labels (of such, chance alone gives one in 40)."
     if blind:
-        text += f" Of {_worded(blind)} nothing can be said: the classifier does not recognise them "
-        text += "on real images either."
+        text += f" Of {_worded(blind)} nothing can be said: on real images, too, the classifier "
+        text += "is not better than chance allows."
     return text
 
 
