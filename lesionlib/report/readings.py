@@ -78,6 +78,14 @@ def repairs(counts: pd.Series) -> str:
     return f"The most frequent repair, {counts.index[0]}, was made in {images}."
 
 
+def orphans(reasons: pd.Series) -> str:
+    """Why files and labels have no image: counts by reason."""
+    if reasons.empty:
+        return "Every file and label belongs to an image."
+    number = counted(reasons.sum(), "file or label", "files or labels")
+    return f"Of {number} without an image, most are so because: {reasons.index[0]}."
+
+
 def prompts(column: pd.Series, shown: int) -> str:
     """How many prompts there are, and how unequal they are; `shown`: the first ones of a table."""
     counts = column.value_counts()
@@ -114,6 +122,17 @@ def near_duplicates(pairs: pd.DataFrame, number: int) -> str:
     )
 
 
+def lowest(correlations: pd.Series) -> str:
+    """What the pairs of lowest correlation say of all."""
+    if correlations.empty:
+        return "There is no pair to look at."
+    return (
+        f"Detail correlates by {correlations.iloc[0]:.2f} in the least certain pair and by "
+        f"{correlations.iloc[-1]:.2f} in the last one shown; if the former is one picture, so are "
+        f"the pairs that are not shown."
+    )
+
+
 def split(names) -> str:
     """The sizes of the parts."""
     counts = pd.Series(names).value_counts().reindex(PARTS).fillna(0).astype(int)
@@ -121,16 +140,17 @@ def split(names) -> str:
     return f"The parts hold {listed(shares)} of the images; only G is seen by generators."
 
 
-def audit(own: pd.DataFrame, uniform: pd.DataFrame) -> str:
-    """What the parts share, in this split and in a uniform one with the same seed."""
-    here, there = own["groups"].sum(), uniform["groups"].sum()
-    text = "No lesion, picture or group of this split lies in two parts"
-    if here:
-        worst = own.loc[own["groups"].idxmax(), "border"]
-        text = f"This split divides {counted(here, 'group')}, most between {worst}"
-    if not there:
-        return f"{text}; a uniform split with the same seed would divide none either."
-    return f"{text}; a uniform split with the same seed would divide {counted(there, 'group')}."
+def audit(table: pd.DataFrame) -> str:
+    """What the parts of a split share; `table`: of `data.split.audit`."""
+    divided = int(table["groups"].sum())
+    if not divided:
+        return "No lesion, picture or group lies in two parts."
+    worst = table.loc[table["groups"].idxmax()]
+    return (
+        f"Counted at each border, {counted(divided, 'group')} of related images "
+        f"{'is' if divided == 1 else 'are'} divided, {worst['groups']} of them at "
+        f"{worst['border']}: a network could be tested on what its training has seen."
+    )
 
 
 def examples(table: pd.DataFrame) -> str:
@@ -161,12 +181,43 @@ def parts(facts: pd.DataFrame) -> str:
     return f"The parts differ in {names} by more than chance explains ({tested})."
 
 
+def medians(table: pd.DataFrame) -> str:
+    """Between which parts the medians differ most; `table`: a row per part with n."""
+    ranges = []
+    for name in table.columns.drop("n"):
+        column = table[name].dropna().sort_values()
+        if len(column):
+            (least, low), *_, (most, high) = [*column.items(), *column[-1:].items()]
+            ranges.append(f"{name} {low:g} ({least}) to {high:g} ({most})")
+    smallest = table["n"].idxmin()
+    return (
+        f"Medians range over: {'; '.join(ranges)}. {smallest} has "
+        f"{counted(table['n'].min(), 'image')} only, so its medians vary most from split to split."
+    )
+
+
 def skin(tones: pd.Series, limit: float) -> str:
     """How many images show skin of an individual typology angle below `limit` degrees."""
     below, known = (tones < limit).sum(), tones.notna().sum()
     return (
         f"{below:,} of {known:,} images have an angle below {limit:g} degrees: what this study "
-        f"finds holds for skin like that of the other {known - below:,}."
+        f"says of such skin rests on these."
+    )
+
+
+def data_answer(table: pd.DataFrame, diagnosed: float, pairs: int, borders: pd.DataFrame) -> str:
+    """The answer to notebook 01's question in four sentences.
+
+    `table`: the curated images with their split; `diagnosed`: share of the used ones; `pairs`:
+    number of near-duplicates; `borders`: of `data.split.audit`.
+    """
+    used, out = (int((table["status"] == name).sum()) for name in ("used", "quarantined"))
+    sizes = listed(f"{(table['split'] == part).sum():,} in {part}" for part in PARTS)
+    return (
+        f"{used:,} of {len(table):,} images are used ({sizes}) and {out:,} are in quarantine; the "
+        f"generators may see those in G. {diagnosed:.0%} have a diagnosis for their prompt. "
+        f"{upper(counted(pairs, 'pair'))} of images show{'s' * (pairs < 2)} the same picture. "
+        f"{audit(borders)}"
     )
 
 

@@ -181,6 +181,11 @@ def noises(parts: np.ndarray) -> str:
     )
 
 
+def verdicts(claims: pd.DataFrame) -> list[str]:
+    """The verdicts on `claims.table1_claims`."""
+    return readings.verdicts({"image_claims": claims})
+
+
 def answer(table: pd.DataFrame, summary: pd.DataFrame, as_sets, memorised, claims) -> str:
     """The answer to notebook 05's question in four sentences.
 
