@@ -230,6 +230,13 @@ def figure1(prompts: list, shown: int) -> str:
     )
 
 
+def external_sets(names) -> str:
+    """The external generators of this run."""
+    if not names:
+        return "This run has no external generator."
+    return f"External generators: {listed(names)}; where their lesions lie, notebook 05 measures."
+
+
 def workflow(counts: dict, pairs: int) -> str:
     """The proportions of the study."""
     total, train = sum(counts.values()), counts["S-train"]

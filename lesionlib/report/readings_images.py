@@ -195,7 +195,6 @@ def answer(table: pd.DataFrame, summary: pd.DataFrame, as_sets, memorised, claim
     fitting = summary.pivot(index="images", columns="masks", values="mean")
     kid = as_sets.set_index("images")["kid"]
     methods, place = list(table["method"]), fitting[KINDS[0]]
-    ssim = [f"{display_name(r.method)} {r.ssim:.3f}" for r in table.itertuples()]
     moved = [
         f"{place[m]:.3f} ({fitting[KINDS[1]][m]:.3f} in its training pairs) for {display_name(m)}"
         for m in methods
@@ -204,16 +203,19 @@ def answer(table: pd.DataFrame, summary: pd.DataFrame, as_sets, memorised, claim
     copied = int(memorised["near-copies"].iloc[1:].sum())
     near = f"{counted(copied, 'near-copy', 'near-copies')} of images of G"
     return (
-        f"On the {table['n'].iloc[0]:,} masks of S-test, SSIM with the originals is {listed(ssim)} "
-        f"(paper: {_reported()}). The lesion is in its mask with Dice {listed(moved)}, beside "
+        f"{ssim(table)} The lesion is in its mask with Dice {listed(moved)}, beside "
         f"{place[REAL]:.3f} for real images and {place['base']:.3f} without control. As a set, KID "
         f"is {listed(sets_of)} beside {kid[REAL]:.3f} for real images, and {near} "
         f"{'is' if copied < 2 else 'are'} found. {readings.outcome({'image_claims': claims})}"
     )
 
 
-def _reported() -> str:
-    return listed(
-        f"{display_name(name)} {value:.2f}"
-        for name, value in zip(paper.TABLE1["method"], paper.TABLE1["paper ssim"], strict=True)
+def ssim(table: pd.DataFrame) -> str:
+    """The SSIM of Table 1 beside the paper's, one sentence."""
+    own = [f"{display_name(row.method)} {row.ssim:.3f}" for row in table.itertuples()]
+    reported = paper.TABLE1[["method", "paper ssim"]].itertuples(index=False, name=None)
+    theirs = [f"{display_name(name)} {value:.2f}" for name, value in reported]
+    return (
+        f"On the {table['n'].iloc[0]:,} masks of S-test, SSIM with the originals is {listed(own)} "
+        f"(paper: {listed(theirs)})."
     )

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from lesionlib.evaluation import claims
+from lesionlib.evaluation import claims, paper, worth
 from lesionlib.evaluation.paper import display_name
-from lesionlib.report import readings
+from lesionlib.report import readings, readings_images
 from lesionlib.report.readings import counted, listed
 from lesionlib.segmentation.grid import ALONE
 from lesionlib.segmentation.measures import MEASURES
@@ -37,6 +37,8 @@ def plateaus(found: pd.DataFrame, longest: int) -> list[str]:
 def unfinished(learnt: pd.DataFrame) -> str:
     """How many trainings ended before their plateau, and under which schedule most did."""
     own = learnt[learnt["schedule"] != "plateau"]
+    if own.empty:
+        return "Only trainings that look for a plateau are among these cells."
     early = own[own["plateau"].isna()]
     text = f"Of {counted(len(own), 'training')}, {len(own) - len(early):,} reached their plateau"
     if early.empty:
@@ -57,18 +59,18 @@ def table2(table: pd.DataFrame) -> list[str]:
         parts = dict.fromkeys(f"{dice:.3f}" for dice in alone["dice_mean"])
         text = f"{display_name(network)}: S-train alone reaches Dice {listed(parts)}"
         if len(made):
-            low, high, sd = made["dice_mean"].min(), made["dice_mean"].max(), made["dice_sd"].max()
-            text += f"; {counted(len(made), 'row')} with synthetic pairs {_range(low, high)}"
+            sd = made["dice_sd"].max()
+            text += f"; with synthetic pairs ({counted(len(made), 'row')}) it reaches "
+            text += _range(made["dice_mean"])
             if not np.isnan(sd):
                 text += f", with standard deviations over seeds of up to {sd:.3f}"
         lines.append(f"{text}.")
-    return lines
+    return lines or ["No training on S-train is among these cells."]
 
 
-def _range(low: float, high: float) -> str:
-    if f"{low:.3f}" == f"{high:.3f}":
-        return f"reach {low:.3f}"
-    return f"lie between {low:.3f} and {high:.3f}"
+def _range(values: pd.Series) -> str:
+    """From the smallest to the largest Dice, or the one that there is."""
+    return " to ".join(dict.fromkeys(f"{value:.3f}" for value in (values.min(), values.max())))
 
 
 def measures(table: pd.DataFrame) -> str:
@@ -92,8 +94,8 @@ def differences(compared: pd.DataFrame) -> list[str]:
         return ["There is no arm to compare with S-train alone."]
     above, below = (arms["low"] > 0).sum(), (arms["high"] < 0).sum()
     lines = [
-        f"Of {counted(len(arms), 'interval')}, {above} lie above zero, {below} below it, and "
-        f"{len(arms) - above - below} contain it; the smallest differences that could have been "
+        f"Intervals above zero: {above} of {len(arms)}; below it: {below}; containing it: "
+        f"{len(arms) - above - below}. The smallest differences that could have been "
         f"seen are {arms['detectable'].min():.3f} to {arms['detectable'].max():.3f} Dice."
     ]
     sure = arms[arms["p_holm"] < 0.05]
@@ -117,8 +119,8 @@ def added(compared: pd.DataFrame, methods) -> str:
         if (key := (row.network, row.schedule)) in alone.index
     ]
     return (
-        f"{sum(inside)} of {counted(len(inside), 'mean')} with synthetic pairs lie within the grey "
-        f"interval of S-train alone; the paired differences of the table above tell more."
+        f"Within the grey interval of S-train alone: {sum(inside)} of {len(inside)} means with "
+        f"synthetic pairs; the paired differences of the table above tell more."
     )
 
 
@@ -146,27 +148,28 @@ def harder(room: pd.DataFrame) -> list[str]:
     return list(room["sentence"])
 
 
-def worth(table: pd.DataFrame) -> str:
+def worths(table: pd.DataFrame) -> str:
     """How many arms are surely worth real pairs, surely cost some, or are undecided."""
     if table.empty:
         return "The worth is not measured here: it needs two numbers of real pairs."
     gain, loss = (table["low"] > HALF).sum(), (table["high"] < -HALF).sum()
     without_end = np.isinf(table[["low", "high"]]).any(axis=1).sum()
     return (
-        f"Of {counted(len(table), 'interval')}, {gain} lie above zero (worth real pairs), {loss} "
-        f"below it (they cost some), and {len(table) - gain - loss} are undecided; {without_end} "
-        f"have no end on this curve, where it is too flat or too uncertain to tell."
+        f"Intervals above zero (worth real pairs): {gain} of {len(table)}; below it (costing "
+        f"some): {loss}; undecided: {len(table) - gain - loss}. Without an end on this curve, "
+        f"which is too flat or too uncertain there: {without_end}."
     )
 
 
-def curve(real: list, network: str) -> str:
-    """How Dice rises with the number of real pairs; `real`: of `worth.knots`."""
-    points = [(number, claims.interval(scores)[0]) for number, scores in real]
-    (first, low), (last, high) = points[0], points[-1]
-    rising = all(a[1] <= b[1] for a, b in zip(points[:-1], points[1:], strict=True))
+def curve(images: pd.DataFrame, network: str, schedule: str) -> str:
+    """How Dice rises with the number of real pairs; `images`: rows per image of all networks."""
+    own = images[(images["network"] == network) & (images["schedule"] == schedule)]
+    real = worth.knots(own)
+    means = [claims.interval(scores)[0] for _, scores in real]
+    rising = "rising" if np.all(np.diff(means) >= 0) else "not rising"
     return (
-        f"{display_name(network)}: from {first:,} to {last:,} real pairs the mean Dice goes from "
-        f"{low:.3f} to {high:.3f}, {'at every step upwards' if rising else 'not at every step upwards'}."
+        f"{display_name(network)}: from {real[0][0]:,} to {real[-1][0]:,} real pairs the mean Dice "
+        f"goes from {means[0]:.3f} to {means[-1]:.3f}, {rising} at every step."
     )
 
 
@@ -187,10 +190,10 @@ def subgroups(table: pd.DataFrame) -> str:
     if table.empty:
         return "There are no subgroups to compare."
     apart = ((table["low"] > 0) | (table["high"] < 0)).sum()
-    tested = table["low"].notna().sum()
+    tested, smallest = table["low"].notna().sum(), counted(table["n"].min(), "image")
     return (
-        f"{apart} of {counted(tested, 'interval')} exclude zero, where chance alone would let "
-        f"about {0.05 * tested:.1f} do so; the smallest group has {counted(table['n'].min(), 'image')}. "
+        f"Intervals that exclude zero: {apart} of {tested}, where chance alone would give about "
+        f"{0.05 * tested:.1f}; the smallest group has {smallest}. "
         f"No group is singled out: nothing was planned or corrected for."
     )
 
@@ -200,10 +203,15 @@ def external(table: pd.DataFrame) -> str:
     if table.empty:
         return "No further test set was named."
     parts = [
-        f"{name}: Dice {_range(rows['dice_mean'].min(), rows['dice_mean'].max())}"
+        f"{name}: Dice {_range(rows['dice_mean'])}"
         for name, rows in table.groupby("test", sort=False)
     ]
     return f"Over all networks and arms, {'; '.join(parts)}."
+
+
+def verdicts(table: pd.DataFrame) -> list[str]:
+    """The verdicts on `claims.table2_claims`."""
+    return readings.verdicts({"claims": table})
 
 
 def survival(lines: list[str]) -> list[str]:
@@ -245,6 +253,27 @@ def answer(table: pd.DataFrame, room: pd.DataFrame, images: pd.DataFrame, lines:
     return " ".join(said)
 
 
+def beside_paper(table1, table: pd.DataFrame, of_table2, of_table1) -> str:
+    """The answer to notebook 07's question in four sentences.
+
+    `table1` and `table`: Tables 1 and 2 of the run; then the claims on Table 2 and on Table 1.
+    """
+    known = paper.TABLE2[paper.TABLE2["method"] == "real"].set_index("network")["paper dice"]
+    whole = table[table["share"] == 100]
+    alone = whole[whole["method"] == "real"].groupby("network", sort=False)["dice_mean"].first()
+    parts = [
+        f"{display_name(name)} {dice:.3f}"
+        + (f" (paper: {known[name]:.3f})" if name in known else "")
+        for name, dice in alone.items()
+    ]
+    made = whole.loc[~whole["method"].isin(ALONE), "dice_mean"]
+    return (
+        f"{readings_images.ssim(table1)} On S-train alone, Dice is {listed(parts)}. With synthetic "
+        f"pairs added it is {_range(made)}; whether that is a gain, only the "
+        f"claims tell. {readings.outcome({'claims': of_table2, 'image_claims': of_table1})}"
+    )
+
+
 def _extent(values: pd.Series) -> str:
-    """The range of differences, or the one that there is."""
+    """From the smallest to the largest difference, or the one that there is."""
     return " to ".join(dict.fromkeys(f"{value:+.3f}" for value in (values.min(), values.max())))
