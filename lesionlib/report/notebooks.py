@@ -66,11 +66,6 @@ def _display(text: str, **options):
     display(Markdown(text, **options))
 
 
-def count_sentences(text: str) -> int:
-    """The number of sentences in a text: ends of sentences, decimal points not among them."""
-    return len(re.findall(r"[.!?](?=[*_)\"`]*(?:\s|$))", text.strip()))
-
-
 def folded(output: dict) -> dict:
     """The output with its text or table in a collapsed block if it is longer than `LONG`."""
     data = output.get("data", {})
