@@ -11,16 +11,11 @@ from lesionlib.evaluation.fidelity import GOOD, HIT
 from lesionlib.evaluation.paper import display_name
 from lesionlib.masks.recipe import grown
 from lesionlib.masks.shapes import STATISTICS
+from lesionlib.report.readings import counted, listed
 
 CLEAR = 0.1  # difference of two Dice values from which a sentence calls one of them higher
-VISIBLE = 1.5  # ratio of checkerboards, from which one stands out
+STANDS_OUT = 1.5  # ratio of checkerboards, from which one stands out
 FAIR = 0.25  # LSGAN loss, per scale, of a discriminator that scores everything one half
-
-
-def listed(parts) -> str:
-    """ "a, b and c" of any number of texts."""
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _named(values: dict, form: str) -> str:
@@ -35,10 +30,6 @@ def _values(values: dict) -> str:
 
 def _modes(names) -> str:
     return listed([f"`{name}`" for name in names])
-
-
-def _few(n: int) -> str:
-    return f"{n:,} image" if n == 1 else f"{n:,} images"
 
 
 # Notebook 02
@@ -155,11 +146,11 @@ def reference(table: pd.DataFrame) -> str:
 def in_masks(dice, what: str = "image") -> str:
     """How many lesions lie in their masks, from Dice values (n,); `what` has been judged."""
     dice = np.asarray(dice)
+    least, most = dice.min(), dice.max()
     missed, filled = int((dice < HIT).sum()), int((dice >= GOOD).sum())
-    many = what if len(dice) == 1 else f"{what}s"
     return (
-        f"Dice with the mask, {len(dice):,} {many}: mean {dice.mean():.3f}, from {dice.min():.2f} "
-        f"to {dice.max():.2f}; {filled:,} at or above {GOOD} (in the mask), {missed:,} below {HIT} "
+        f"Dice with the mask, {counted(len(dice), what)}: mean {dice.mean():.3f}, from {least:.2f} "
+        f"to {most:.2f}; {filled:,} at or above {GOOD} (in the mask), {missed:,} below {HIT} "
         "(not where the mask says)."
     )
 
@@ -329,7 +320,7 @@ def same_noise(made, alone) -> str:
         else "**The mask has not put the lesions there.**"
     )
     return (
-        f"Dice with the mask, {_few(len(made))}: {made.mean():.3f} with control, "
+        f"Dice with the mask, {counted(len(made), 'image')}: {made.mean():.3f} with control, "
         f"{alone.mean():.3f} without; higher with control in {(made > alone).sum():,}. {verdict}"
     )
 
@@ -461,15 +452,18 @@ def budgets(table: pd.DataFrame) -> str:
     )
 
 
-def scored(score: float, losses: dict) -> str:
+def scored(score: float, losses: dict, scales: int) -> str:
     """What the least-squares losses are if a discriminator gives every patch the same score."""
-    better = "0.5, the middle, where both losses of the discriminator are equal"
-    if score != 0.5:
-        worse = "real images" if score < 0.5 else "generated ones"
-        better = f"{score:g}, which costs it more on {worse}"
+    least, mean = scales * FAIR, (losses["d_real"] + losses["d_fake"]) / 2
+    if score == 0.5:
+        verdict = "the least that one score for everything can have"
+    else:
+        side = "real images" if score < 0.5 else "generated ones"
+        verdict = f"more than {least:.2f}, that of a score of one half: it errs more on {side}"
     return (
-        f"If the discriminators give every patch {better}, the losses are "
-        f"{_named(losses, '.2f')}, summed over the scales."
+        f"If the discriminators give every patch the score {score:g}, the losses, summed over "
+        f"{counted(scales, 'scale')}, are {_named(losses, '.2f')}. The mean of the discriminators' "
+        f"two is {mean:.2f}, {verdict}."
     )
 
 
@@ -511,23 +505,22 @@ def located(dice: dict, spread: dict | None = None) -> str:
 
 def noises(pictures: dict) -> str:
     """Which generators make several images of one mask: images (n, S, S, 3) by name."""
-    found = {name: difference(images) for name, images in pictures.items()}
-    still = [name for name, value in found.items() if value == 0]
-    moving = {name: value for name, value in found.items() if value}
-    parts = [f"{listed(still)}: the same image each time"] if still else []
-    if moving:
-        parts.append(f"a pixel changes, of 255 grey levels, by {_values(moving)} on average")
-    return f"{'; '.join(parts)}."
+    told = []
+    for name, images in pictures.items():
+        apart = difference(images)
+        change = f"a pixel changes by {apart:.1f} of 255 grey levels on average"
+        told.append(f"{name}: {change if apart else 'the same image each time'}")
+    return f"{'; '.join(told)}."
 
 
 def checkerboards(levels: dict) -> str:
     """Whether a checkerboard stands out, beside real images (the first of {name: level})."""
     (_, real), *made = levels.items()
-    seen = [name for name, level in made if level > VISIBLE * real]
+    seen = [name for name, level in made if level > STANDS_OUT * real]
     text = f"Power at the checkerboard's frequencies over that around them: {_named(levels, '.2f')}"
     if seen:
-        return f"{text}. Above {VISIBLE} times that of real images, so visible: {listed(seen)}."
-    return f"{text}. None is above {VISIBLE} times that of real images."
+        return f"{text}. It stands out, above {STANDS_OUT} times real images: {listed(seen)}."
+    return f"{text}. None is above {STANDS_OUT} times that of real images."
 
 
 def pix2pixhd_answer(in_place: dict, pairs: dict, spread: dict) -> str:
