@@ -174,8 +174,10 @@ def test_differences_between_pictures_are_mean_absolute_ones_of_all_pairs():
     said = reading.words({"guidance 1": pictures, "guidance 3": 3 * pictures})
     assert "13.3 (guidance 1) and 40.0 (guidance 3)" in said
     grid = np.stack([pictures, pictures + 1])
-    assert "diagnosis changes a pixel by 1.0" in reading.prompt_grid(grid)
-    assert "attribute by 13.3" in reading.prompt_grid(grid)
+    said = "a pixel changes on average: another diagnosis by 1.0, another attribute by 13.3"
+    assert said in reading.prompt_grid(grid)
+    assert "on average: another attribute by 13.3" in reading.prompt_grid(grid[:1])
+    assert "change nothing" in reading.words({"guidance 1": pictures[:1]})
 
 
 def recognised(made, real):
@@ -280,6 +282,11 @@ def test_a_generator_without_noise_repeats_itself():
     other = same + np.arange(3, dtype=np.uint8)[:, None, None, None]
     said = "a: the same image each time; b: a pixel changes by 1.3 of 255 grey levels on average."
     assert reading.noises({"a": same, "b": other}) == said
+
+
+def test_without_pix2pixhd_nothing_is_said_of_it():
+    assert reading.located({}) == reading.noises({}) == ""
+    assert reading.pix2pixhd_answer({}, {}, {}) == "Pix2PixHD is not part of this run."
 
 
 def test_a_checkerboard_is_visible_beside_real_images_only():

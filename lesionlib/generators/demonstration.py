@@ -24,6 +24,11 @@ def _signal(scheduler, times) -> np.ndarray:
     return DDIMScheduler.from_config(scheduler.config).alphas_cumprod[times].numpy()
 
 
+def _pictures(pipe, latents) -> np.ndarray:
+    """uint8 images (n, S, S, 3) of latents (n, C, h, w), one at a time: large ones need memory."""
+    return np.concatenate([decode_latents(pipe, one) for one in latents.split(1)])
+
+
 @torch.no_grad()
 def noising(pipe, image: np.ndarray, number: int = 6, seed: int = 0):
     """One image uint8 (S, S, 3) with more and more noise.
@@ -35,7 +40,7 @@ def noising(pipe, image: np.ndarray, number: int = 6, seed: int = 0):
     latents = encode(pipe, image[None]).expand(number, -1, -1, -1)
     noise = torch.randn(latents[:1].shape, generator=generator_at(seed, 0)).to(latents)
     found = diffused(pipe.scheduler, latents, noise.expand_as(latents), times.to(latents.device))
-    pictures = [decode_latents(pipe, part) for part in found]
+    pictures = (_pictures(pipe, latents) for latents in found)
     return times.numpy(), _signal(pipe.scheduler, times), *pictures
 
 
@@ -106,5 +111,5 @@ def denoising(
         controlnet.ddim(watched, pipe.scheduler, noise, [draw], **options)
     clean = [predicted_clean(pipe.scheduler, z, t, p) for t, z, p in seen]
     noisy = torch.cat([z for _, z, _ in seen])
-    pictures = (decode_latents(pipe, latents) for latents in (noisy, torch.cat(clean)))
+    pictures = (_pictures(pipe, latents) for latents in (noisy, torch.cat(clean)))
     return np.array([t for t, _, _ in seen]), *pictures

@@ -335,6 +335,8 @@ def difference(pictures) -> float:
 def words(pictures: dict) -> str:
     """How much images of one mask and noise differ by their prompts, by label of guidance."""
     found = {label: difference(images) for label, images in pictures.items()}
+    if not any(found.values()):
+        return "The prompts change nothing, or there is only one."
     return (
         f"Between two prompts a pixel changes, of 255 grey levels, by {_values(found)} on average. "
         "Mask and noise are the same: all of it is due to the words."
@@ -345,9 +347,10 @@ def prompt_grid(grid: np.ndarray) -> str:
     """What another diagnosis or attribute changes: images (diagnoses, attributes, S, S, 3)."""
     by_diagnosis = np.mean([difference(grid[:, i]) for i in range(grid.shape[1])])
     by_attribute = np.mean([difference(row) for row in grid])
+    diagnosis = f"another diagnosis by {by_diagnosis:.1f}, " if len(grid) > 1 else ""
     return (
-        f"Another diagnosis changes a pixel by {by_diagnosis:.1f} of 255 grey levels on average, "
-        f"another attribute by {by_attribute:.1f}. Whether the change is the one that the word "
+        f"Of 255 grey levels a pixel changes on average: {diagnosis}another attribute by "
+        f"{by_attribute:.1f}. Whether the change is the one that the word "
         "asks for, the next table says."
     )
 
@@ -500,7 +503,7 @@ def located(dice: dict, spread: dict | None = None) -> str:
         if spread:
             text += f", its images {spread[method]:.2f} times as varied as real ones"
         told.append(text)
-    return f"Mean Dice with the masks: {'; '.join(told)}."
+    return f"Mean Dice with the masks: {'; '.join(told)}." if told else ""
 
 
 def noises(pictures: dict) -> str:
@@ -510,7 +513,7 @@ def noises(pictures: dict) -> str:
         apart = difference(images)
         change = f"a pixel changes by {apart:.1f} of 255 grey levels on average"
         told.append(f"{name}: {change if apart else 'the same image each time'}")
-    return f"{'; '.join(told)}."
+    return f"{'; '.join(told)}." if told else ""
 
 
 def checkerboards(levels: dict) -> str:
@@ -534,4 +537,4 @@ def pix2pixhd_answer(in_place: dict, pairs: dict, spread: dict) -> str:
             f"differ from one another {spread[method]:.2f} times as much as real ones do "
             "(standard deviation of a pixel over the images)."
         )
-    return " ".join(told)
+    return " ".join(told) or "Pix2PixHD is not part of this run."
