@@ -13,6 +13,7 @@ from lesionlib.masks.recipe import grown
 from lesionlib.masks.shapes import STATISTICS
 from lesionlib.report.readings import counted, listed
 
+NOTABLE = 0.01  # relative rise of the loss by wrong masks, from which it depends on the mask
 CLEAR = 0.1  # difference of two Dice values from which a sentence calls one of them higher
 STANDS_OUT = 1.5  # ratio of checkerboards, from which one stands out
 FAIR = 0.25  # LSGAN loss, per scale, of a discriminator that scores everything one half
@@ -272,11 +273,13 @@ def learning(validations: pd.DataFrame) -> str:
         f"At the end wrong masks change the held-out loss by {gain:+.1%}, and {now} "
         f"({first['mask_fidelity']:.3f} at step {first['step']:.0f}). "
     )
-    if gain > 0 and rise >= CLEAR:
-        return f"{text}Both say that the ControlNet uses the mask."
-    if gain > 0:
-        return f"{text}The loss depends on the mask, but the lesions do not yet lie in it."
-    return f"{text}**Nothing in these curves says that the ControlNet uses the mask.**"
+    verdicts = {
+        (True, True): "Both say that the ControlNet uses the mask.",
+        (True, False): "The loss depends on the mask, but the lesions do not yet lie in it.",
+        (False, True): "The lesions have moved into the masks, but the loss does not show it.",
+        (False, False): "**Nothing in these curves says that the ControlNet uses the mask.**",
+    }
+    return text + verdicts[bool(gain >= NOTABLE), bool(rise >= CLEAR)]
 
 
 def over_time(dice: dict) -> str:
