@@ -162,10 +162,11 @@ def test_the_steps_of_sampling_are_counted_from_one():
 
 
 def test_control_is_credited_only_if_it_helps():
-    said = reading.same_noise([0.9, 0.8], [0.1, 0.2])
-    assert "0.850 with control, 0.150 without; higher with control in 2" in said
+    said = reading.same_noise([0.9, 0.8, 0.8], [0.1, 0.2, 0.3])
+    assert "0.833 with control, 0.200 without; the difference is 0.633" in said
     assert "the mask makes the difference" in said
-    assert "**The mask has not" in reading.same_noise([0.2, 0.2], [0.15, 0.2])
+    for made, alone in (([0.4, 0.1], [0.1, 0.2]), ([0.9], [0.1]), ([0.2, 0.2], [0.2, 0.2])):
+        assert "**These images do not show" in reading.same_noise(made, alone)
 
 
 def test_differences_between_pictures_are_mean_absolute_ones_of_all_pairs():

@@ -7,6 +7,7 @@ they carry, whatever they are: differences that chance gives are called so.
 import numpy as np
 import pandas as pd
 
+from lesionlib.evaluation import statistics
 from lesionlib.evaluation.fidelity import GOOD, HIT
 from lesionlib.evaluation.paper import display_name
 from lesionlib.masks.recipe import grown
@@ -315,16 +316,17 @@ def denoising(with_control, alone) -> str:
 
 def same_noise(made, alone) -> str:
     """What control changes: Dice (n,) with and without it, from the same noise."""
-    made, alone = np.asarray(made), np.asarray(alone)
-    apart = made.mean() - alone.mean()
+    made, alone = np.asarray(made, float), np.asarray(alone, float)
+    apart, low, high = statistics.interval(made - alone)
     verdict = (
         "Noise and prompt are the same: the mask makes the difference."
-        if apart >= CLEAR
-        else "**The mask has not put the lesions there.**"
+        if low > 0 and len(made) > 1
+        else "**These images do not show that the mask makes a difference.**"
     )
     return (
         f"Dice with the mask, {counted(len(made), 'image')}: {made.mean():.3f} with control, "
-        f"{alone.mean():.3f} without; higher with control in {(made > alone).sum():,}. {verdict}"
+        f"{alone.mean():.3f} without; the difference is {apart:.3f} (95 % interval over images: "
+        f"{low:.3f} to {high:.3f}). {verdict}"
     )
 
 
