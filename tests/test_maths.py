@@ -5,6 +5,7 @@ import re
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from prose import REMOTE
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT
@@ -12,11 +13,6 @@ from lesionlib.report import maths, pages
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PUBLISHED = sorted((ROOT / "figures").rglob("*.html"))
-REMOTE = re.compile(
-    r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)\s*=\s*["']?(?:https?:)?//"""
-    r"""|\bimport\s*\(?\s*["']https?:|url\(\s*["']?https?:""",
-    re.IGNORECASE,
-)  # what a browser would fetch from a network
 
 
 def page(folder, cells, metadata=None) -> str:

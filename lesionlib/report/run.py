@@ -51,8 +51,11 @@ class Run:
         different = frame["setting"][frame["changed"]]
         frame["changed"] = frame["changed"].map({True: "differs from quick", False: ""})
         plots.table(frame)
-        names = f": {', '.join(f'`{name}`' for name in different)}" if len(different) else ""
-        self.say(f"{len(different)} of these {len(frame)} settings differ from `quick`{names}.")
+        said = f"None of these {len(frame)} settings differs from `quick`."
+        if len(different):
+            names = ", ".join(f"`{name}`" for name in different)
+            said = f"Of these {len(frame)} settings, {len(different)} differ from `quick`: {names}."
+        self.say(said)
 
     def path(self, *parts) -> Path:
         """A path in the run's folder."""
