@@ -92,6 +92,18 @@ def test_skin_tone_by_hand():
     assert dataset.skin_tone(tan, np.zeros((1, 4, 4), np.uint8)) == pytest.approx([expected], abs=1)
 
 
+def test_facts_say_where_and_how_large_a_lesion_is():
+    images, masks = np.full((2, 8, 8, 3), 200, np.uint8), np.zeros((2, 8, 8), np.uint8)
+    masks[0, 2:6, 2:6] = 1
+    masks[1, :, 4:] = 1
+    table = pd.DataFrame({"split": ["G", "S-val"]})
+    facts = dataset.facts(dataset.Study(images, masks, table, ""))
+    assert facts["area (% of image)"].tolist() == [25, 50]
+    assert facts["off centre (% of side)"].tolist() == [0, 25]
+    assert facts["part"].tolist() == ["G", "S-val"]
+    assert facts["skin tone ITA (degrees)"].tolist() == pytest.approx([90, 90], abs=0.1)
+
+
 def test_resized_averages_areas():
     image = np.zeros((1, 4, 4, 3), np.uint8)
     image[0, :, 2:] = 100

@@ -1,5 +1,7 @@
 """Mask fidelity for both kinds of masks, between chance and ceiling, by hand."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
@@ -36,6 +38,22 @@ def test_each_kind_has_its_own_ceiling():
     assert whole["of_ceiling"] == pytest.approx(0.625)
     assert table.loc[("controlnet", "S-test"), "of_ceiling"] == pytest.approx(0.8)
     assert (table.loc["real", "of_ceiling"] == 1).all()
+
+
+def test_every_image_is_a_row_with_the_id_of_its_mask():
+    def judge(images, masks):
+        return pd.DataFrame({"dice": [float(i == m) for i, m in zip(images, masks, strict=True)]})
+
+    test = SimpleNamespace(masks=[1, 2], table=pd.DataFrame({"id": ["x", "y"]}))
+    real = pd.DataFrame({"dice": [0.9, 0.8, 0.7], "images": ["in place", "in place", "moved"]})
+    pairs = {"gan": SimpleNamespace(images=[5, 6, 7], masks=[5, 6, 0])}
+    rows = fidelity.per_image(judge, real, test, {"gan": [1, 0]}, pairs)
+    assert list(rows) == ["id", "images", "masks", "dice"]
+    assert rows[rows["images"] == "real"]["id"].tolist() == ["x", "y", "000000"]
+    made = rows[rows["images"] == "gan"]
+    assert made["masks"].tolist() == ["S-test"] * 2 + ["training pairs"] * 3
+    assert made["id"].tolist() == ["x", "y", "000000", "000001", "000002"]
+    assert made["dice"].tolist() == [1, 0, 1, 1, 0]
 
 
 def test_sentences_tell_both_kinds_and_whether_pairs_miss_their_masks():

@@ -11,7 +11,8 @@ from matplotlib.text import Text
 
 from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.evaluation import claims, fidelity
-from lesionlib.report import charts, evidence, generated, plots, style
+from lesionlib.masks.recipe import Recipe
+from lesionlib.report import charts, evidence, generated, plots, style, teaching
 
 matplotlib.use("agg")
 METHODS = ["controlnet", "pix2pixhd", "pix2pixhd_plus", "external_generator"]
@@ -123,6 +124,22 @@ def worths():
     return evidence.worths(images, table, "unet", "steps")
 
 
+def elastic():
+    return teaching.elastic(*teaching.deformed(64, 0, 1, Recipe()))
+
+
+def recipe_values():
+    return plots.sheet(teaching.recipe_values(32, 0, 2, Recipe()))
+
+
+def denoising_strip():
+    pictures = np.full((50, 16, 16, 3), 90, np.uint8)
+    rows = dict.fromkeys(["noisy latents", "predicted, with mask"], pictures)
+    mask = np.eye(16, dtype=np.uint8)
+    times = np.linspace(999, 0, 50).astype(int)
+    return teaching.denoising_strip(times, rows, {"predicted, with mask": mask})
+
+
 def trained(folder, name, columns):
     rows = [dict.fromkeys(columns, 1 / step) | {"step": step} for step in range(100, 20_000, 900)]
     pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
@@ -142,6 +159,7 @@ def losses(folder):
 
 PLAIN = [sheet, one_row, workflow, attributes, parts, mask_statistics, image_quality]
 PLAIN += [mask_fidelity, curves, added, worths]
+PLAIN += [elastic, recipe_values, denoising_strip, teaching.zero_convolution]
 OF_LOGS = [controlnet_training, losses]
 
 

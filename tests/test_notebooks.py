@@ -1,10 +1,13 @@
 """The form of the source notebooks: what makes them readable, runnable alone, and comparable."""
 
 import ast
+import itertools
 import json
 import re
+import statistics
 
 import pytest
+from prose import MOST_SENTENCES, count_sentences
 
 from lesionlib.engine import code
 from lesionlib.engine import settings as config
@@ -14,6 +17,7 @@ from lesionlib.report import notebooks
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
+PLACES = re.DOTALL | re.MULTILINE
 
 
 def cells(path, kind=None):
@@ -55,15 +59,59 @@ def test_every_group_of_settings_that_is_read_is_that_of_its_stage(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
-def test_cells_are_short_portable_and_explained(path):
-    every = cells(path)
-    assert every[0]["cell_type"] == "markdown" and "".join(every[0]["source"]).startswith("# ")
-    for cell in cells(path, "code"):
-        source = "".join(cell["source"])
-        assert len(source.splitlines()) <= 25
+def test_cells_are_short_and_portable(path):
+    first = cells(path)[0]
+    assert first["cell_type"] == "markdown" and "".join(first["source"]).startswith("# ")
+    sources = ["".join(cell["source"]) for cell in cells(path, "code")]
+    lengths = [len(source.splitlines()) for source in sources]
+    assert max(lengths) <= 25 and statistics.median(lengths) <= 6
+    for source in sources:
         assert not re.search(r"""["'](/|~|[A-Z]:\\)\w""", source), "absolute path"
         assert "pip install" not in source and "os.chdir" not in source
-    assert sum(cell["cell_type"] == "markdown" for cell in every) >= len(every) // 4
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_a_sentence_precedes_every_code_cell(path):
+    every = cells(path)
+    for before, cell in itertools.pairwise(every):
+        if cell["cell_type"] == "code":
+            text = "".join(before["source"]) if before["cell_type"] == "markdown" else ""
+            prose = re.sub(r"^#[^\n]*$|\$\$.*?\$\$|<details>.*?</details>", "", text, flags=PLACES)
+            assert count_sentences(prose), f"before: {''.join(cell['source'])}"
+
+
+def shows(call: ast.Call) -> bool:
+    """Whether a call displays a table or a figure."""
+    name = ast.unparse(call.func)
+    shown = name == "run.table" and any(key.arg == "show" for key in call.keywords)
+    return shown or name in ("run.show", "run.figure", "display")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_a_sentence_reads_every_table_and_figure(path):
+    for cell in cells(path, "code"):
+        source = "".join(cell["source"])
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+        shown = [call.lineno for call in calls if shows(call)]
+        said = [call.lineno for call in calls if ast.unparse(call.func) == "run.say"]
+        if shown:
+            assert said and max(said) >= max(shown), source
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_three_exercises_each_with_a_short_answer_that_is_folded(path):
+    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+    parts = re.split(r"\*\*Exercise (\d)", text)
+    assert parts[1::2] == ["1", "2", "3"]
+    for part in parts[2::2]:
+        answers = re.findall(r"<details>\s*<summary>.+?</summary>(.*?)</details>", part, re.S)
+        assert len(answers) == 1 and 1 <= count_sentences(answers[0]) <= MOST_SENTENCES, part
+
+
+@pytest.mark.parametrize("path", PATHS[1:6], ids=NAMES[1:6])
+def test_the_method_is_there_in_equations(path):
+    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+    assert re.search(r"^\$\$.+?\$\$$", text, PLACES)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)

@@ -22,6 +22,22 @@ def shown(monkeypatch):
     return found
 
 
+@pytest.fixture
+def said(monkeypatch):
+    """Markdown that was displayed."""
+    found = []
+    monkeypatch.setattr("IPython.display.display", lambda text: found.append(text.data))
+    return found
+
+
+def test_one_sentence_is_a_paragraph_and_several_are_a_list(tmp_path, said):
+    run = Run("07_figures", tmp_path, "quick")
+    run.say("a", "", "b")
+    run.say("c", "")
+    run.say("")
+    assert said == ["- a\n- b", "c"]
+
+
 def test_a_stage_reads_its_own_groups_and_no_other(tmp_path):
     run = Run("04_pix2pixhd", tmp_path, "smoke", {"pix2pixhd_steps": 3})
     assert run.settings.pix2pixhd.steps == 3 and run.settings.training.generator_seed == 0
@@ -32,8 +48,11 @@ def test_a_stage_reads_its_own_groups_and_no_other(tmp_path):
         Run("04_pix2pixhd", tmp_path, "smoke", {"pix2pixhd_step": 3})
 
 
-def test_settings_are_shown_with_their_meaning_and_what_differs_from_quick(tmp_path, shown):
+def test_settings_are_shown_with_their_meaning_and_what_differs_from_quick(tmp_path, shown, said):
     Run("07_figures", tmp_path, "quick", {"example_seed": 5}).show_settings()
+    assert said[0].endswith("settings, 1 differ from `quick`: `example_seed`.")
+    Run("07_figures", tmp_path, "quick").show_settings()
+    assert said[1].startswith("None of these")
     table = shown[0].data.set_index("setting")
     assert table.loc["example_seed", "value"] == 5 and table.loc["example_seed", "meaning"]
     assert table.index[table["changed"] != ""].tolist() == ["example_seed"]

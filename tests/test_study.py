@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from prose import MOST_SENTENCES, REMOTE, count_sentences
 from whole_study import NAME, RUN, run_all, table
 
 from lesionlib.data import phantom
@@ -142,7 +143,8 @@ def test_report_and_figures_are_whole_and_offline(finished):
     assert all(f'href="{page}"' in index for page in pages)
     assert "http" not in index
     for page in pages:
-        assert '<script src="http' not in (RUN / "report" / page).read_text()
+        text = (RUN / "report" / page).read_text()
+        assert not REMOTE.findall(text) and '<span class="equation"><math' in text, page
     assert all((RUN / "figures" / f"figure{n}.png").stat().st_size > 5000 for n in (1, 2, 3, 4))
     assert (RUN / "provenance.json").exists()
 
@@ -182,6 +184,8 @@ def test_every_executed_notebook_opens_with_its_answer(finished):
     for path in (RUN / "notebooks").glob("*.ipynb"):
         first = "".join(json.loads(path.read_text())["cells"][0]["source"])
         assert "**Answer.** " in first and notebooks.PLACEHOLDER not in first, path
+        answer = first.partition("**Answer.** ")[2].partition("\n\n")[0]
+        assert 1 <= count_sentences(answer) <= MOST_SENTENCES, path
 
 
 def test_a_file_of_the_run_says_what_is_behind_it(finished):

@@ -6,6 +6,7 @@ train the networks of Table 2, have them anywhere. For each kind the ceiling is 
 on real images: the originals of S-test, and the same moved to the training pairs' masks.
 """
 
+import numpy as np
 import pandas as pd
 
 from lesionlib.data.prompts import SIZES
@@ -14,6 +15,27 @@ from lesionlib.evaluation.paper import display_name
 KINDS = ("S-test", "training pairs")
 HIT, GOOD = 0.5, 0.7  # fidelity from which a lesion is said to be in its mask, and to fill it
 FEW = 0.05  # share of missed masks, or of images with distractors, up to which nothing is said
+
+
+def per_image(judge, real: pd.DataFrame, test, made: dict, pairs: dict) -> pd.DataFrame:
+    """Fidelity of real and generated images on both kinds of masks: a row per image.
+
+    `judge(images, masks)` gives the rows of `reference.fidelity`; `real` is of `reference.ceiling`;
+    `test` the study's S-test; `made` {name: images for its masks}; `pairs` {name: training pairs}.
+    Columns: id (that of the S-test image, or the pair's number), images, masks, those of `judge`.
+    """
+    kinds = dict(zip(["in place", "moved"], KINDS, strict=True))
+    parts = [real.assign(images="real", masks=real["images"].map(kinds))]
+    for name, images in made.items():
+        parts.append(judge(images, test.masks).assign(images=name, masks=KINDS[0]))
+    for name, one in pairs.items():
+        parts.append(judge(one.images, one.masks).assign(images=name, masks=KINDS[1]))
+    rows = pd.concat(parts, ignore_index=True)
+    number = rows.groupby(["images", "masks"]).cumcount()
+    names = test.table["id"].reindex(number).to_numpy()
+    rows["id"] = np.where(rows["masks"] == KINDS[0], names, number.map("{:06d}".format))
+    first = ["id", "images", "masks"]
+    return rows[[*first, *rows.columns.drop(first)]]
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

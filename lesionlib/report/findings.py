@@ -23,7 +23,12 @@ TRAINED_ONCE = "each generator was trained once"
 
 
 def tested(folder) -> pd.DataFrame:
-    """All claims and controls of a run: a row for each, those on Table 2 first.
+    """All claims and controls of a run: `assessed` of its tables."""
+    return assessed({name: table(folder, name) for name in KINDS})
+
+
+def assessed(tables: dict) -> pd.DataFrame:
+    """All claims of the tables {name in KINDS: rows}: a row for each, in the order of `tables`.
 
     Columns: kind (Table 1, Table 2, controls), claim, schedule, share, unit of the difference,
     difference, low, high (positive favours the claim), p_holm, detectable, verdict, insensitive
@@ -31,8 +36,8 @@ def tested(folder) -> pd.DataFrame:
     was measured, and generators that were trained once, have no verdict of their own.
     """
     parts = []
-    for name, kind in KINDS.items():
-        rows = table(folder, name)
+    for name, rows in tables.items():
+        kind = KINDS[name]
         if rows.empty:
             continue
         given = rows.get("insensitive", pd.Series("", rows.index)).fillna("").astype(str)
@@ -68,10 +73,10 @@ def abstract(folder, facts: dict) -> list[str]:
         f"{counts['S-test']:,} test, and with {_seeds(settings['seeds'])} of the networks, mask "
         f"fidelity (Dice of a U-Net that knows real images only) is {_fidelity(folder)}; of the "
         f"paper's {len(rows)} claims that this run can test, "
-        f"{_are(supported)} supported{_named(supported)}.",
-        f"{_are(ruled_out).capitalize()} ruled out, in the sense that the interval excludes a gain "
-        f"of half a Dice point (in Table 1, any gain){_named(ruled_out)}.",
-        _untold(rows[~rows["verdict"].isin(["supported", "ruled out"])]),
+        f"{are(supported)} supported{named(supported)}.",
+        f"{are(ruled_out).capitalize()} ruled out, in the sense that the interval excludes a gain "
+        f"of half a Dice point (in Table 1, any gain){named(ruled_out)}.",
+        untold(rows[~rows["verdict"].isin(["supported", "ruled out"])]),
     ]
 
 
@@ -87,18 +92,19 @@ def _seeds(seeds: list) -> str:
     return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
 
 
-def _are(rows: pd.DataFrame) -> str:
+def are(rows: pd.DataFrame) -> str:
+    """The number of rows with its verb: none is, one is, 2 are."""
     return {0: "none is", 1: "one is"}.get(len(rows), f"{len(rows)} are")
 
 
-def _named(rows: pd.DataFrame) -> str:
+def named(rows: pd.DataFrame) -> str:
     """The first claims with their differences, in the order of the paper; '' if there are none."""
     first = [f"{r['claim']}, {claims.with_interval(r)}" for r in rows[:NAMED].to_dict("records")]
     more = f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     return f": {'; '.join(first)}{more}" if first else ""
 
 
-def _untold(rows: pd.DataFrame) -> str:
+def untold(rows: pd.DataFrame) -> str:
     """The sentence on the claims that are neither supported nor ruled out, with the reasons."""
     if rows.empty:
         return "Nothing was left open."

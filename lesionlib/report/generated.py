@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from lesionlib.data import augmentation
@@ -39,7 +40,10 @@ def s_test(test, generated: dict):
 
 
 def warped_copies(part, settings, training: str, shown: int = 4):
-    """The first 8 images of a `dataset.Study` and `shown` copies of each that a training sees."""
+    """The first 8 images of a `dataset.Study`, and `shown` copies of each that a training sees.
+
+    Returns the sheet, and the masks (8 shown, S, S) of the copies.
+    """
     images, masks = part.images[:8], part.masks[:8]
     matrices = augmentation.variants(part.masks, settings, training)[:shown, :8]
     pairs = {"in place": (images, masks)} | {
@@ -50,7 +54,8 @@ def warped_copies(part, settings, training: str, shown: int = 4):
         for i, copies in enumerate(matrices)
     }
     rows = {label: plots.all_outlined(*pair) for label, pair in pairs.items()}
-    return plots.sheet(rows, masks={label: lesions for label, (_, lesions) in pairs.items()})
+    lesions = {label: lesions for label, (_, lesions) in pairs.items()}
+    return plots.sheet(rows, masks=lesions), np.concatenate([*lesions.values()][1:])
 
 
 def variants(generator: str, plan: str = "isic") -> pd.DataFrame:

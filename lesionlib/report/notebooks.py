@@ -51,9 +51,19 @@ def warnings(path) -> list[str]:
 
 def answer(text: str):
     """Display the answer to the notebook's question (Markdown), which `tidy` copies to the top."""
+    _display(text, metadata={"answer": True})
+
+
+def say(sentences: list[str]):
+    """Display sentences (Markdown): one as a paragraph, several as a list, none not at all."""
+    if sentences:
+        _display("\n".join(f"- {one}" for one in sentences) if sentences[1:] else sentences[0])
+
+
+def _display(text: str, **options):
     from IPython.display import Markdown, display  # slow import, needed only in a kernel
 
-    display(Markdown(text, metadata={"answer": True}))
+    display(Markdown(text, **options))
 
 
 def folded(output: dict) -> dict:

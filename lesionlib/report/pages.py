@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from nbconvert import HTMLExporter
 
 from lesionlib.data.split import PARTS
 from lesionlib.engine import trace
@@ -21,6 +20,7 @@ from lesionlib.engine.stages import STAGES
 from lesionlib.evaluation import claims, fidelity, paper, statistics
 from lesionlib.evaluation.paper import display_name
 from lesionlib.report import findings, forest
+from lesionlib.report.maths import OfflineExporter
 from lesionlib.report.summary import quarantined, table
 
 TEMPLATES = Environment(
@@ -77,14 +77,13 @@ def title(path) -> str:
 
 def write_pages(run) -> list[tuple[str, str]]:
     """Write every executed notebook as a static page; returns (file name, title) of each."""
-    exporter = HTMLExporter(
+    exporter = OfflineExporter(
         template_name="templates",  # nbconvert's term for the folder
         template_file="notebook.html.j2",
         extra_template_basedirs=[str(Path(__file__).parent)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    exporter.mathjax_url = exporter.require_js_url = ""  # no remote scripts: readable offline
     pages = []
     for path in executed(run):
         body, _ = exporter.from_filename(str(path))

@@ -198,19 +198,29 @@ def workflow(counts: dict, synthetic: int, external_generators=()):
         "networks": (3.1, 0.9, f"U-Net,\nDCSAU-Net\n({segmentation})"),
         "tables": (4.15, 1.6, tables),
     }
-    fig, axis = plt.subplots(figsize=(style.PAGE, 3.6))
-    frame = {"boxstyle": "round,pad=0.5", "fc": "0.95", "ec": "0.35"}
-    centred = {"ha": "center", "va": "center", "fontsize": 8.5, "bbox": frame}
-    drawn = {k: axis.text(x, y, text, **centred) for k, (x, y, text) in boxes.items()}
+    limits = {"xlim": (-0.4, 4.6), "ylim": (-0.1, 3.2)}
+    return diagram(boxes, [arrow.split() for arrow in ARROWS.split(", ")], 3.6, limits)
+
+
+def diagram(boxes: dict, arrows, height: float, limits: dict, fills=None):
+    """A figure of boxes with text {name: (x, y, text)} that arrows (from, to) join.
+
+    As wide as a page; `height` in inches; `limits` of the axis; `fills` {name: colour}.
+    """
+    fig, axis = plt.subplots(figsize=(style.PAGE, height))
+    frame = {"boxstyle": "round,pad=0.5", "ec": "0.35"}
+    centred, drawn = {"ha": "center", "va": "center", "fontsize": 8.5}, {}
+    for name, (x, y, text) in boxes.items():
+        fill = {"fc": (fills or {}).get(name, "0.95")}
+        drawn[name] = axis.text(x, y, text, **centred, bbox=frame | fill)
     line = {"arrowstyle": "-|>", "color": "0.4", "shrinkA": 2, "shrinkB": 8}
-    for arrow in ARROWS.split(", "):
-        start, end = (drawn[name] for name in arrow.split())
+    for start, end in ((drawn[one], drawn[other]) for one, other in arrows):
         axis.annotate(
             "",
             xy=end.get_position(),
             xytext=start.get_position(),
             arrowprops=line | {"patchA": start, "patchB": end},
         )
-    axis.set(xlim=(-0.4, 4.6), ylim=(-0.1, 3.2))
+    axis.set(**limits)
     axis.axis("off")
     return fig

@@ -5,6 +5,7 @@ run.show_settings()
 test = run.study.part("S-test")
 run.table("image_quality", frame)
 run.figure(fig, "image_quality", "Boxes: quartiles")
+run.say("SSIM is 0.51.")
 run.answer("...")
 """
 
@@ -47,8 +48,14 @@ class Run:
         """Display this stage's settings: value, meaning, and what differs from `quick`."""
         rows = settings.table(STAGES[self.stage], self._all)
         frame = pd.DataFrame(rows, columns=["setting", "value", "meaning", "changed"])
+        different = frame["setting"][frame["changed"]]
         frame["changed"] = frame["changed"].map({True: "differs from quick", False: ""})
         plots.table(frame)
+        said = f"None of these {len(frame)} settings differs from `quick`."
+        if len(different):
+            names = ", ".join(f"`{name}`" for name in different)
+            said = f"Of these {len(frame)} settings, {len(different)} differ from `quick`: {names}."
+        self.say(said)
 
     def path(self, *parts) -> Path:
         """A path in the run's folder."""
@@ -136,6 +143,10 @@ class Run:
     def figure(self, fig, name: str, note: str = ""):
         """Display a figure with its note and write figures/NAME.png (see `plots.show`)."""
         plots.show(fig, self.folder if self.whole else None, name, note)
+
+    def say(self, *sentences: str):
+        """Display sentences that read a result (Markdown): several as a list, empty ones not."""
+        notebooks.say([one for one in sentences if one])
 
     def answer(self, text: str):
         """Display the answer to the notebook's question (Markdown)."""
