@@ -29,10 +29,10 @@ def _contour(picture: np.ndarray, mask: np.ndarray, colour, thickness: int) -> n
     return cv2.drawContours(np.ascontiguousarray(picture), contours, -1, colour, thickness)
 
 
-def outlined(image: np.ndarray, mask: np.ndarray, scale: int = 3) -> np.ndarray:
+def outlined(image: np.ndarray, mask: np.ndarray, scale: int = 3, colour=OUTLINE) -> np.ndarray:
     """The image (S, S, 3), enlarged `scale` times, with the outline of its mask (S, S)."""
     large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    return _contour(large, mask, OUTLINE, 1)
+    return _contour(large, mask, colour, 1)
 
 
 def all_outlined(images, masks) -> list[np.ndarray]:

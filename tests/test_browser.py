@@ -1,0 +1,172 @@
+"""The notebooks in a real JupyterLab in a real browser: Debian's Chromium, driven by playwright.
+
+Everything happens in a copy of the repository without runs, so that nothing here is written to.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import requests
+from whole_study import RUN
+
+from lesionlib.engine.files import ROOT
+from lesionlib.engine.stages import STAGES
+from lesionlib.workflow import processes
+
+CHROMIUM = shutil.which("chromium")
+if not CHROMIUM:
+    pytest.skip("Debian's chromium is not installed", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api")
+
+TOKEN = "playground"
+PATIENCE = 120_000  # milliseconds, for a machine that has other things to do
+OWN = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+PIXELS = """image => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return [canvas.height, canvas.width, Array.from(data)];
+}"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the code and the small base, without any run."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("lesionlib", "models", "config", "notebooks", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(clone, tmp_path_factory):
+    """The address of a JupyterLab in the clone; it and its kernels are ended in every case."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.allow_root": True,
+        "ServerApp.root_dir": clone,
+        "IdentityProvider.token": TOKEN,
+        "LabApp.news_url": None,
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+    }
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    places = {name: str(tmp_path_factory.mktemp(name)) for name in OWN}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | places
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", *options],
+        cwd=clone,
+        env=environment | {"PYTHONPATH": str(clone)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield _answering(f"http://127.0.0.1:{port}", process)
+    finally:
+        processes.end(process)
+
+
+def _answering(address: str, process) -> str:
+    """The address, as soon as the server answers there."""
+    last = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < last and process.poll() is None:
+        try:
+            requests.get(f"{address}/api", timeout=5).raise_for_status()
+            return address
+        except requests.RequestException:
+            time.sleep(0.3)
+    pytest.fail("JupyterLab did not start")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as driver:
+        options = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+        with driver.chromium.launch(**options) as browser:
+            yield browser
+
+
+@contextmanager
+def opened(chromium, lab, name: str):
+    """A page with a notebook, whose kernel is ended afterwards; fails on errors in its console."""
+    said, away = [], []
+    context = chromium.new_context(viewport={"width": 1280, "height": 1100})
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.on("console", lambda one: said.append(one) if one.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(error))
+    page.on("request", lambda one: away.append(one.url) if not _here(one.url, lab) else None)
+    try:
+        page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}")
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+        yield page
+    finally:
+        context.close()
+        for session in requests.get(f"{lab}/api/sessions", {"token": TOKEN}).json():
+            requests.delete(f"{lab}/api/sessions/{session['id']}", params={"token": TOKEN})
+    print([(getattr(x,'text',x), getattr(x,'location',None)) for x in said])
+    assert not said and not away
+
+
+def _here(url: str, lab: str) -> bool:
+    return url.startswith((lab, "data:", "blob:"))
+
+
+def run_all_cells(page):
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def pixels(picture) -> np.ndarray:
+    """What a picture on the page really shows: (H, W, 3)."""
+    height, width, values = picture.evaluate(PIXELS)
+    return np.reshape(values, (height, width, 4))[..., :3]
+
+
+def circle(page, canvas, column: float, row: float, radius: float):
+    """Paint a circle's outline with the mouse; the place in shares of the canvas."""
+    box = canvas.bounding_box()
+    turn = np.linspace(0, 2 * np.pi, 24)
+    x = box["x"] + box["width"] * (column + radius * np.cos(turn))
+    y = box["y"] + box["height"] * (row + radius * np.sin(turn))
+    page.mouse.move(x[0], y[0])
+    page.mouse.down()
+    for place in zip(x, y, strict=True):
+        page.mouse.move(*place)
+    page.mouse.up()
+
+
+def test_a_lesion_is_painted_without_any_run(chromium, lab, clone):
+    with opened(chromium, lab, "playground") as page:
+        run_all_cells(page)
+        canvas = page.locator(".lesion-canvas canvas")
+        canvas.wait_for()
+        canvas.scroll_into_view_if_needed()
+        picture = page.locator(".widget-image").first
+        before = pixels(picture)
+        assert before.std() == 0  # a grey placeholder
+        circle(page, canvas, 0.7, 0.7, 0.2)
+        page.get_by_role("button", name="Fill", exact=True).click()
+        page.get_by_text("in the lower right").wait_for()
+        page.get_by_role("button", name="Paint lesions").click()
+        page.get_by_text("Painted in").wait_for()
+        image = pixels(picture)
+        assert image.std() > 10 and len(np.unique(image.reshape(-1, 3), axis=0)) > 1000
+        page.screenshot(path="/tmp/shot_small.png")
+        page.get_by_role("button", name="Keep this pair").click()
+        page.get_by_text("Kept:").wait_for()
+        page.screenshot(path="/tmp/shot_small2.png")
