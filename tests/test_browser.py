@@ -3,8 +3,8 @@
 Everything happens in a copy of the repository without runs, so that nothing here is written to.
 """
 
-import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +17,8 @@ import pytest
 import requests
 from whole_study import RUN
 
-from lesionlib.engine.files import ROOT
+from lesionlib.engine import code
+from lesionlib.engine.files import ROOT, read_json, write_json
 from lesionlib.engine.stages import STAGES
 from lesionlib.workflow import processes
 
@@ -53,20 +54,19 @@ def lab(clone, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    places = {name: tmp_path_factory.mktemp(name) for name in OWN}
     settings = {
-        "ServerApp.ip": "127.0.0.1",
-        "ServerApp.port": port,
-        "ServerApp.allow_root": True,
-        "ServerApp.root_dir": clone,
-        "IdentityProvider.token": TOKEN,
-        "LabApp.news_url": None,
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "ServerApp": {"ip": "127.0.0.1", "port": port, "allow_root": True, "root_dir": str(clone)},
+        "IdentityProvider": {"token": TOKEN},
     }
-    options = [f"--{key}={value}" for key, value in settings.items()]
-    places = {name: str(tmp_path_factory.mktemp(name)) for name in OWN}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | places
+    place = places["JUPYTER_CONFIG_DIR"]
+    write_json(place / "jupyter_lab_config.json", settings)
+    news = "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    write_json(place / news, {"fetchNews": "false", "checkForUpdates": False})
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment |= {name: str(place) for name, place in places.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", *options],
+        [sys.executable, "-m", "jupyterlab", "--no-browser"],
         cwd=clone,
         env=environment | {"PYTHONPATH": str(clone)},
         stdout=subprocess.DEVNULL,
@@ -102,28 +102,35 @@ def chromium():
 @contextmanager
 def opened(chromium, lab, name: str):
     """A page with a notebook, whose kernel is ended afterwards; fails on errors in its console."""
-    said, away = [], []
-    context = chromium.new_context(viewport={"width": 1280, "height": 1100})
+    said, context = [], chromium.new_context(viewport={"width": 1280, "height": 1800})
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
-    page.on("console", lambda one: said.append(one) if one.type == "error" else None)
-    page.on("pageerror", lambda error: said.append(error))
-    page.on("request", lambda one: away.append(one.url) if not _here(one.url, lab) else None)
+    page.on("console", lambda one: said.append(one.text) if one.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda one: said.append(one.url) if not _here(one.url, lab) else None)
     try:
         page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+        page.get_by_text("| Idle", exact=False).wait_for()  # the kernel has answered
         yield page
+        assert not said
     finally:
         context.close()
-        for session in requests.get(f"{lab}/api/sessions", {"token": TOKEN}).json():
-            requests.delete(f"{lab}/api/sessions/{session['id']}", params={"token": TOKEN})
-    print([(getattr(x,'text',x), getattr(x,'location',None)) for x in said])
-    assert not said and not away
+        token = {"token": TOKEN}
+        for session in requests.get(f"{lab}/api/sessions", token).json():
+            requests.delete(f"{lab}/api/sessions/{session['id']}", params=token)
 
 
 def _here(url: str, lab: str) -> bool:
-    return url.startswith((lab, "data:", "blob:"))
+    return url.startswith((lab, lab.replace("http", "ws"), "data:", "blob:"))
+
+
+def give(notebook, **parameters):
+    """Write parameters into a notebook, as a user would."""
+    found = read_json(notebook)
+    cell = next(cell for cell in found["cells"] if code.lists_parameters(cell))
+    cell["source"] = [f"{name} = {value!r}\n" for name, value in parameters.items()]
+    write_json(notebook, found)
 
 
 def run_all_cells(page):
@@ -170,3 +177,23 @@ def test_a_lesion_is_painted_without_any_run(chromium, lab, clone):
         page.get_by_role("button", name="Keep this pair").click()
         page.get_by_text("Kept:").wait_for()
         page.screenshot(path="/tmp/shot_small2.png")
+
+
+def run_cell(page, number: int):
+    """Run a cell of code by hand; returns it when it is done."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+    cell.locator(".jp-InputPrompt").click()
+    page.keyboard.press("Shift+Enter")
+    done = re.compile(r"\[\d+\]")
+    cell.locator(".jp-InputPrompt", has_text=done).wait_for()
+    return cell
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("name", STAGES)
+def test_a_notebook_loads_its_run(chromium, lab, clone, finished, name):
+    give(clone / "notebooks" / f"{name}.ipynb", run=str(RUN), preset="smoke", overrides={})
+    with opened(chromium, lab, name) as page:
+        run_cell(page, 0)  # the parameters
+        said = run_cell(page, 1).locator(".jp-OutputArea").inner_text()
+        assert str(RUN) in said and "Traceback" not in said

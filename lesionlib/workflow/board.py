@@ -12,9 +12,11 @@ from pathlib import Path
 
 import anywidget
 import cv2
+import diffusers
 import ipywidgets as widgets
 import numpy as np
 import traitlets
+import transformers
 from ipywidgets.widgets.trait_types import CByteMemoryView
 
 from lesionlib.data.prompts import ATTRIBUTES, WORDS
@@ -24,6 +26,9 @@ from lesionlib.workflow.playground import Lesion, Studio, Wish
 
 HERE = Path(__file__).parent
 SIDE = 192  # of pictures on the screen, in CSS pixels
+STATE = 128  # of pictures of DDIM steps
+COLUMN = {"width": f"{SIDE + 12}px"}
+DIFFUSION = ("controlnet", "base")  # generators whose sampling has steps
 FOUND = (255, 225, 0)  # RGB: what the reference segmenter finds; masks are plots.OUTLINE
 TITLES = {
     "controlnet": "ControlNet",
@@ -31,7 +36,6 @@ TITLES = {
     "pix2pixhd_plus": "Pix2PixHD+",
     "base": "Small base",
 }
-WORDLESS = "It reads no prompt."
 NO_RUN = """<b>There is no finished run</b> (<code>./run_all.sh</code> makes one): this is the small
 base that comes with the repository. It has no ControlNet, so that your mask reaches it <b>only as
 words</b>: its size and position are added to the prompt. There is neither Pix2PixHD nor a reference
@@ -63,15 +67,18 @@ def png(picture: np.ndarray) -> bytes:
     return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
 
 
-def picture_of(lesion: Lesion, outlines: bool = True) -> np.ndarray:
-    """The image of a lesion, enlarged, with the outlines of its mask and of what is found in it."""
-    mask, scale = lesion.wish.mask, max(1, round(SIDE / len(lesion.image)))
-    if not outlines:
-        mask = np.zeros_like(mask)
-    picture = plots.outlined(lesion.image, mask, scale)
-    if outlines and lesion.found is not None:
-        picture = plots.outlined(picture, lesion.found, 1, FOUND)
-    return picture
+def picture(side: int = SIDE) -> widgets.Image:
+    """A picture, at first a grey one."""
+    return widgets.Image(value=png(plots.placeholder()), width=side, height=side)
+
+
+def enlarged(image: np.ndarray, *outlines) -> np.ndarray:
+    """An image (S, S, 3) at about SIDE, with outlines: pairs of a mask (s, s) and a colour."""
+    scale = max(1, round(SIDE / len(image)))
+    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    for mask, colour in outlines:
+        large = plots.contour(large, mask, colour, 1)
+    return large
 
 
 class Panel:
@@ -79,24 +86,24 @@ class Panel:
 
     def __init__(self, name: str, keep):
         self.name, self.keep, self.lesion = name, keep, None
-        blank = png(plots.placeholder())
-        self.picture = widgets.Image(value=blank, width=SIDE, height=SIDE)
-        self.caption = widgets.HTML()
+        self.picture, self.caption = picture(), widgets.HTML()
         self.button = widgets.Button(description="Keep this pair", disabled=True)
         self.button.on_click(self._clicked)
         title = widgets.HTML(f"<b>{TITLES[name]}</b>")
         parts = [title, self.picture, self.caption, self.button]
-        self.box = widgets.VBox(parts, layout={"width": f"{SIDE + 12}px"})
+        self.box = widgets.VBox(parts, layout=COLUMN)
 
     def show(self, lesion: Lesion, outlines: bool):
         """Show a lesion, which may be a new one."""
-        self.picture.value = png(picture_of(lesion, outlines))
+        shapes = [(lesion.wish.mask, plots.OUTLINE), (lesion.found, FOUND)] if outlines else []
+        shapes = [pair for pair in shapes if pair[0] is not None]
+        self.picture.value = png(enlarged(lesion.image, *shapes))
         if lesion is self.lesion:
             return
         self.lesion, self.button.disabled = lesion, False
-        said = [] if lesion.fidelity is None else [f"Fidelity <b>{lesion.fidelity:.2f}</b>."]
-        said += [WORDLESS] * (lesion.latents is None)
-        self.caption.value = " ".join(said)
+        said = [] if lesion.fidelity is None else [f"fidelity <b>{lesion.fidelity:.2f}</b>"]
+        said += ["reads no prompt"] * (lesion.latents is None)
+        self.caption.value = ", ".join(said)
 
     def _clicked(self, _):
         if not self.button.disabled:  # the second of two quick clicks finds it disabled
@@ -120,7 +127,9 @@ class Board:
         self._steps()
         self.button = widgets.Button(description="Paint lesions", button_style="primary")
         self.button.on_click(self.paint)
-        self.status = widgets.HTML("Paint a mask, then press <i>Paint lesions</i>.")
+        self.status = widgets.HTML(
+            "Paint a mask, then press <i>Paint lesions</i>.", layout={"width": "300px"}
+        )
         self.outlines = widgets.Checkbox(True, description="outlines", indent=False)
         self.outlines.observe(self._redraw, "value")
         self.canvas.observe(self._word, "mask")
@@ -153,11 +162,10 @@ class Board:
     def _steps(self):
         """The widgets that walk through the DDIM steps."""
         steps = self.studio.settings.sampling.ddim_steps
-        options = dict(min=1, max=steps, value=steps, description="step", disabled=True)
-        self.slider = widgets.IntSlider(**options, layout={"width": f"{2 * SIDE}px"})
+        options = dict(min=1, max=steps, value=steps, disabled=True)
+        self.slider = widgets.IntSlider(**options, layout={"width": f"{SIDE}px"})
         self.slider.observe(self._walk, "value")
-        blank = png(np.concatenate([plots.placeholder()] * 2, axis=1))
-        self.states = widgets.Image(value=blank, width=2 * SIDE, height=SIDE)
+        self.states = [picture(STATE) for _ in range(2)]
 
     @property
     def box(self) -> widgets.Widget:
@@ -166,12 +174,15 @@ class Board:
             [*self.attributes.values()], layout={"grid_template_columns": "150px 150px"}
         )
         conditions = [self.diagnosis, ticks, self.guidance, self.control, self.seed, self.wording]
-        left = widgets.VBox([self.canvas, self.automatic])
-        middle = widgets.VBox([*conditions, self.button, self.status])
-        pictures = [widgets.HBox([panel.box for panel in self.panels]), self.outlines]
-        if any(panel.name in ("controlnet", "base") for panel in self.panels):
-            pictures += [self.slider, self.states]
-        return widgets.VBox([self._heading(), widgets.HBox([left, middle]), *pictures])
+        columns = [[self.canvas, self.automatic], [*conditions, self.button, self.status]]
+        if self.panels[0].name in DIFFUSION:
+            heads = [widgets.HTML(text) for text in ("<b>DDIM step</b>", "starts from", "expects")]
+            columns.append([heads[0], self.slider, heads[1], self.states[0]])
+            columns[-1] += [heads[2], self.states[1]]
+        apart = {"margin": "0 24px 0 0"}
+        above = widgets.HBox([widgets.VBox(column, layout=apart) for column in columns])
+        below = widgets.HBox([panel.box for panel in self.panels])
+        return widgets.VBox([self._heading(), above, below, self.outlines])
 
     def _heading(self) -> widgets.HTML:
         studio = self.studio
@@ -241,15 +252,16 @@ class Board:
         lesion = self.panels[0].lesion
         if lesion and lesion.latents is not None:
             self.slider.disabled, self.slider.max = False, len(lesion.latents)
-            pair = np.concatenate([*self.studio.step(lesion, self.slider.value)], axis=1)
-            self.states.value = png(
-                cv2.resize(pair, (4 * SIDE, 2 * SIDE), interpolation=cv2.INTER_CUBIC)
-            )
+            images = self.studio.step(lesion, self.slider.value)
+            for shown, image in zip(self.states, images, strict=True):
+                shown.value = png(enlarged(image))
 
 
 def show(run: str = "", folder: str = "") -> widgets.Widget:
     """The playground of a finished run (see `Studio`); pairs are kept in `folder`."""
-    os.environ.setdefault("LESIONLIB_QUIET", "1")  # a bar would be one more output at each answer
+    os.environ.setdefault("LESIONLIB_QUIET", "1")  # no bars between the widgets
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
     studio = Studio(run)
     name = studio.folder.name if studio.folder else "small"
     return Board(studio, folder or f"runs/kept/{name}").box

@@ -1,7 +1,7 @@
 // A canvas on which a mask is painted, one value (0 or 1) per pixel of the generators' images.
 // It imports nothing, so that it needs no network.
 
-const SHOWN = 288; // side of the canvas on the screen, in CSS pixels
+const SHOWN = 256; // side of the canvas on the screen, in CSS pixels
 
 function make(tag, parent, properties = {}) {
   return parent.appendChild(Object.assign(document.createElement(tag), properties));
