@@ -109,7 +109,7 @@ def opened(chromium, lab, name: str):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda one: said.append(one.url) if not _here(one.url, lab) else None)
     try:
-        page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}")
+        page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token={TOKEN}")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
         page.get_by_text("| Idle", exact=False).wait_for()  # the kernel has answered
         yield page

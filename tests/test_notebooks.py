@@ -12,8 +12,10 @@ from lesionlib.engine.files import ROOT
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
 
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))  # the stages
 NAMES = [path.stem for path in PATHS]
+PLAYGROUND = ROOT / "notebooks" / "playground.ipynb"  # no stage
+ALL, ALL_NAMES = [*PATHS, PLAYGROUND], [*NAMES, PLAYGROUND.stem]
 
 
 def cells(path, kind=None):
@@ -21,11 +23,12 @@ def cells(path, kind=None):
     return [cell for cell in found if kind in (None, cell["cell_type"])]
 
 
-def test_the_seven_stages_are_there():
+def test_the_seven_stages_and_the_playground_are_there():
     assert NAMES == list(STAGES)
+    assert sorted((ROOT / "notebooks").glob("*.ipynb")) == ALL
 
 
-@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+@pytest.mark.parametrize("path", ALL, ids=ALL_NAMES)
 def test_no_outputs_are_committed(path):
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells(path, "code"))
 
@@ -38,6 +41,10 @@ def test_parameters_are_run_preset_and_overrides_each_with_a_comment(path):
     own = {"cells": "all"} if path.stem == "06_segmentation" else {}
     assert notebooks.parameters(path) == values | own
     assert all("  # " in line for line in lines)
+
+
+def test_the_playground_takes_the_newest_run_unless_one_is_named():
+    assert notebooks.parameters(PLAYGROUND) == {"run": "", "folder": ""}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
@@ -54,7 +61,7 @@ def test_every_group_of_settings_that_is_read_is_that_of_its_stage(path):
     assert read <= set(STAGES[path.stem])
 
 
-@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+@pytest.mark.parametrize("path", ALL, ids=ALL_NAMES)
 def test_cells_are_short_portable_and_explained(path):
     every = cells(path)
     assert every[0]["cell_type"] == "markdown" and "".join(every[0]["source"]).startswith("# ")
