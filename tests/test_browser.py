@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import pytest
 import requests
@@ -129,13 +130,8 @@ def give(notebook, **parameters):
     """Write parameters into a notebook, as a user would."""
     found = read_json(notebook)
     cell = next(cell for cell in found["cells"] if code.lists_parameters(cell))
-    cell["source"] = [f"{name} = {value!r}\n" for name, value in parameters.items()]
+    cell["source"] += [f"\n{name} = {value!r}" for name, value in parameters.items()]
     write_json(notebook, found)
-
-
-def run_all_cells(page):
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
 def pixels(picture) -> np.ndarray:
@@ -157,26 +153,56 @@ def circle(page, canvas, column: float, row: float, radius: float):
     page.mouse.up()
 
 
+def paint_lesion(page) -> list[np.ndarray]:
+    """Run the playground, paint a mask in the lower right, press the button: all its pictures."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    canvas = page.locator(".lesion-canvas canvas")
+    canvas.wait_for()
+    canvas.scroll_into_view_if_needed()
+    pictures = page.locator("img.widget-image")
+    assert all(pixels(one).std() == 0 for one in pictures.all())  # grey placeholders
+    circle(page, canvas, 0.7, 0.7, 0.2)
+    page.get_by_role("button", name="Fill", exact=True).click()
+    page.get_by_role("button", name="Paint lesions").click()
+    page.get_by_text("Painted in").wait_for()
+    return [pixels(one) for one in pictures.all()]
+
+
+def is_photographic(picture: np.ndarray) -> bool:
+    return picture.std() > 5 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 500
+
+
 def test_a_lesion_is_painted_without_any_run(chromium, lab, clone):
     with opened(chromium, lab, "playground") as page:
-        run_all_cells(page)
-        canvas = page.locator(".lesion-canvas canvas")
-        canvas.wait_for()
-        canvas.scroll_into_view_if_needed()
-        picture = page.locator(".widget-image").first
-        before = pixels(picture)
-        assert before.std() == 0  # a grey placeholder
-        circle(page, canvas, 0.7, 0.7, 0.2)
-        page.get_by_role("button", name="Fill", exact=True).click()
-        page.get_by_text("in the lower right").wait_for()
-        page.get_by_role("button", name="Paint lesions").click()
-        page.get_by_text("Painted in").wait_for()
-        image = pixels(picture)
-        assert image.std() > 10 and len(np.unique(image.reshape(-1, 3), axis=0)) > 1000
-        page.screenshot(path="/tmp/shot_small.png")
+        pictures = paint_lesion(page)
+        assert len(pictures) == 3 and all(map(is_photographic, pictures))
+        assert page.get_by_text("in the lower right").is_visible()
         page.get_by_role("button", name="Keep this pair").click()
         page.get_by_text("Kept:").wait_for()
-        page.screenshot(path="/tmp/shot_small2.png")
+    kept = clone / "runs" / "kept" / "small"
+    mask = cv2.imread(str(kept / "masks" / "000000.png"), cv2.IMREAD_GRAYSCALE)
+    rows, columns = np.nonzero(mask)
+    assert np.allclose((rows.mean(), columns.mean()), 0.7 * 64, atol=1.5) and len(rows) > 500
+    image = cv2.imread(str(kept / "images" / "000000.png"), cv2.IMREAD_GRAYSCALE)
+    assert image[mask > 0].mean() < image[mask == 0].mean() - 20  # the lesion is where it was asked
+
+
+@pytest.mark.study
+def test_a_lesion_is_painted_by_every_generator_of_a_run(chromium, lab, clone, finished):
+    give(clone / "notebooks" / "playground.ipynb", run=str(RUN))
+    with opened(chromium, lab, "playground") as page:
+        pictures = paint_lesion(page)
+        assert len(pictures) == 5 and all(one.std() > 5 for one in pictures)
+        assert page.get_by_text("fidelity", exact=False).count() >= 3
+        state = page.locator("img.widget-image").first
+        page.locator(".noUi-handle").last.press("ArrowLeft")
+        before = pictures[0]
+        for _ in range(PATIENCE // 500):
+            if (pixels(state) != before).any():
+                break
+            page.wait_for_timeout(500)
+        assert (pixels(state) != before).any()
 
 
 def run_cell(page, number: int):
@@ -192,7 +218,7 @@ def run_cell(page, number: int):
 @pytest.mark.study
 @pytest.mark.parametrize("name", STAGES)
 def test_a_notebook_loads_its_run(chromium, lab, clone, finished, name):
-    give(clone / "notebooks" / f"{name}.ipynb", run=str(RUN), preset="smoke", overrides={})
+    give(clone / "notebooks" / f"{name}.ipynb", run=str(RUN), preset="smoke")
     with opened(chromium, lab, name) as page:
         run_cell(page, 0)  # the parameters
         said = run_cell(page, 1).locator(".jp-OutputArea").inner_text()

@@ -27,7 +27,7 @@ from lesionlib.workflow.playground import Lesion, Studio, Wish
 HERE = Path(__file__).parent
 SIDE = 192  # of pictures on the screen, in CSS pixels
 STATE = 128  # of pictures of DDIM steps
-COLUMN = {"width": f"{SIDE + 12}px"}
+COLUMN = {"width": f"{SIDE + 20}px"}
 DIFFUSION = ("controlnet", "base")  # generators whose sampling has steps
 FOUND = (255, 225, 0)  # RGB: what the reference segmenter finds; masks are plots.OUTLINE
 TITLES = {
