@@ -75,7 +75,7 @@ def _recorded(painter: jobs.Painter):
     unet = painter.controlled.unet if painter.controlled else painter.pipe.unet
     latents = []
     hook = unet.register_forward_pre_hook(
-        lambda module, given: latents.append(given[0][:1].double().cpu())
+        lambda module, given: latents.append(given[0][:1].cpu().double())
     )
     try:
         yield latents
