@@ -15,9 +15,11 @@ from lesionlib.engine.files import ROOT
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
 
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))  # the stages
 NAMES = [path.stem for path in PATHS]
 PLACES = re.DOTALL | re.MULTILINE
+PLAYGROUND = ROOT / "notebooks" / "playground.ipynb"  # no stage
+ALL, ALL_NAMES = [*PATHS, PLAYGROUND], [*NAMES, PLAYGROUND.stem]
 
 
 def cells(path, kind=None):
@@ -25,11 +27,12 @@ def cells(path, kind=None):
     return [cell for cell in found if kind in (None, cell["cell_type"])]
 
 
-def test_the_seven_stages_are_there():
+def test_the_seven_stages_and_the_playground_are_there():
     assert NAMES == list(STAGES)
+    assert sorted((ROOT / "notebooks").glob("*.ipynb")) == ALL
 
 
-@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+@pytest.mark.parametrize("path", ALL, ids=ALL_NAMES)
 def test_no_outputs_are_committed(path):
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells(path, "code"))
 
@@ -42,6 +45,10 @@ def test_parameters_are_run_preset_and_overrides_each_with_a_comment(path):
     own = {"cells": "all"} if path.stem == "06_segmentation" else {}
     assert notebooks.parameters(path) == values | own
     assert all("  # " in line for line in lines)
+
+
+def test_the_playground_takes_the_newest_run_unless_one_is_named():
+    assert notebooks.parameters(PLAYGROUND) == {"run": "", "folder": ""}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
@@ -58,7 +65,7 @@ def test_every_group_of_settings_that_is_read_is_that_of_its_stage(path):
     assert read <= set(STAGES[path.stem])
 
 
-@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+@pytest.mark.parametrize("path", ALL, ids=ALL_NAMES)
 def test_cells_are_short_and_portable(path):
     first = cells(path)[0]
     assert first["cell_type"] == "markdown" and "".join(first["source"]).startswith("# ")
@@ -70,7 +77,7 @@ def test_cells_are_short_and_portable(path):
         assert "pip install" not in source and "os.chdir" not in source
 
 
-@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+@pytest.mark.parametrize("path", ALL, ids=ALL_NAMES)
 def test_a_sentence_precedes_every_code_cell(path):
     every = cells(path)
     for before, cell in itertools.pairwise(every):

@@ -22,7 +22,7 @@ ARROWS = (
 )  # in Figure 2, between the boxes of `workflow`
 
 
-def _contour(picture: np.ndarray, mask: np.ndarray, colour, thickness: int) -> np.ndarray:
+def contour(picture: np.ndarray, mask: np.ndarray, colour, thickness: int) -> np.ndarray:
     """Draw the outline of a mask (H, W) on a picture (h, w, 3) of any size."""
     mask = cv2.resize(mask, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -32,7 +32,7 @@ def _contour(picture: np.ndarray, mask: np.ndarray, colour, thickness: int) -> n
 def outlined(image: np.ndarray, mask: np.ndarray, scale: int = 3) -> np.ndarray:
     """The image (S, S, 3), enlarged `scale` times, with the outline of its mask (S, S)."""
     large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    return _contour(large, mask, OUTLINE, 1)
+    return contour(large, mask, OUTLINE, 1)
 
 
 def all_outlined(images, masks) -> list[np.ndarray]:
@@ -43,7 +43,7 @@ def all_outlined(images, masks) -> list[np.ndarray]:
 def placeholder(mask=None, side: int = 200) -> np.ndarray:
     """A grey panel (side, side, 3) in place of a real image, with its lesion's outline if known."""
     panel = np.full((side, side, 3), 236, np.uint8)
-    return panel if mask is None else _contour(panel, mask, (90, 90, 90), 2)
+    return panel if mask is None else contour(panel, mask, (90, 90, 90), 2)
 
 
 def sheet(rows: dict, titles=None, made=(), masks=None):

@@ -69,6 +69,7 @@ OPTIONS = (
     ("--why", "FILE", "show what a table or figure of a run was made from"),
     ("--verify", "RUN", "check that no file of a run is missing or modified"),
     ("--lab", "", "open JupyterLab"),
+    ("--play", "", "paint a lesion, and see what the newest finished run makes of it"),
 )
 REPEATED = (  # may be given several times
     (
@@ -315,13 +316,14 @@ def run_other(options, rest) -> int | None:
             from lesionlib.engine import trace  # imports pandas: slow
 
             return trace.main(verb, path)
-    for name, module in (
+    for name, *command in (
         ("lab", "jupyterlab"),
+        ("play", "jupyterlab", "notebooks/playground.ipynb"),
         ("fetch", "lesionlib.data.download"),
         ("bench", "benchmarks"),
     ):
         if getattr(options, name):
-            return call(module, *rest)
+            return call(*command, *rest)
     if options.prefetch:
         from lesionlib.workflow.prefetch import prefetch
 

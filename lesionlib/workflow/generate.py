@@ -93,6 +93,18 @@ class Order:
                 raise InputError(f"--{name}", f"{value!r} is not possible", f"it must be {remedy}")
 
 
+def load_generator(folder, settings, name: str, seed: int) -> jobs.Painter | jobs.Translator:
+    """What generates images as the finished run in `folder` does, with its generator `name`."""
+    if name != "controlnet":
+        generator = pix2pixhd.load(folder / "models" / name).to(device())
+        return jobs.Translator(generator, seed)
+    pipe = jobs.load_base(folder, settings)
+    controlled = controlnet.load(pipe, folder / "models" / name)
+    sampling = settings.sampling.model_copy(update={"sample_seed": seed})
+    settings = settings.model_copy(update={"sampling": sampling})
+    return jobs.Painter(folder, settings, pipe, controlled)
+
+
 class Maker:
     """Draws the conditions of an order and generates its candidates, by number."""
 
@@ -113,15 +125,7 @@ class Maker:
     @cached_property
     def painter(self) -> jobs.Painter | jobs.Translator:
         """What generates the images."""
-        name, own = self.order.generator, self.settings
-        if name != "controlnet":
-            generator = pix2pixhd.load(self.folder / "models" / name).to(device())
-            return jobs.Translator(generator, self.order.seed)
-        pipe = jobs.load_base(self.folder, own)
-        controlled = controlnet.load(pipe, self.folder / "models" / name)
-        sampling = own.sampling.model_copy(update={"sample_seed": self.order.seed})
-        own = own.model_copy(update={"sampling": sampling})
-        return jobs.Painter(self.folder, own, pipe, controlled)
+        return load_generator(self.folder, self.settings, self.order.generator, self.order.seed)
 
     @property
     def number(self) -> int:
