@@ -180,7 +180,7 @@ def test_the_report_adds_up(monkeypatch):
     for plan, jobs in zip(plans, one.ends, strict=True):
         total = sum(each.seconds(one.found["seconds"]) for each in jobs)
         assert end(plan) == pytest.approx(total)  # one core does one after the other
-    assert lines[0].startswith("Estimate of quick on ") and ", 1 jobs at a time; 260" in lines[0]
+    assert lines[0].startswith("Estimate of quick on ") and ", 1 at a time; 260" in lines[0]
     stages = [line.split()[0] for line in lines[1:9]]
     assert stages == [*(f"0{n}" + line[2:] for n, line in enumerate(stages[:7], 1)), "report"]
     assert "in all about" in lines[9] and "memory 1.5 GB for the largest job" in lines[9]
@@ -216,7 +216,7 @@ def test_the_command_tries_keeps_and_says_it(monkeypatch, tmp_path, capsys):
     options = ["--preset", "smoke", "--name", "test-estimate", "--cores", "2"]
     assert cli.main([*options, "--estimate"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Estimate of smoke on ") and "2 jobs at a time" in said
+    assert said.startswith("Estimate of smoke on ") and "2 at a time" in said
     assert asked == [(1 + 2 + 3 + 2 + 4, 2)]
     more = config.load("smoke", {"seeds": [0, 1, 2], "most_steps": 9}, "other")
     assert status.kept_file(settings).exists() and status.kept_file(more).exists()

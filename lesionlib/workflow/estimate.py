@@ -34,18 +34,18 @@ from lesionlib.workflow.status import kept_file
 ASSUMED = 2594  # images of a source that is not at hand: as many as ISIC 2018 has
 DIAGNOSES = len(phantom.DIAGNOSES)  # that prompts can name: three in ISIC too
 EARLY = plateau.LATEST / 3  # share of the longest training at which the low end has its plateau
-# What a stage takes beside what is counted (its start, figures, tables), in starts of a kernel: as
-# the notebooks of a finished `quick` did on two cores.
+# What a stage takes beside what is counted (its start, figures, tables), in starts of a kernel: so
+# that the recorded times of a `quick` on two cores (figures/quick of 26 November 2026) come out.
 FIXED = {
-    "01_data": 2.0,
-    "02_masks": 3.0,
-    "03_controlnet": 4.0,
-    "04_pix2pixhd": 2.0,
-    "05_image_quality": 3.5,
-    "06_segmentation": 2.5,
-    "07_figures": 1.4,
-    "report": 1.0,
-    "grid": 1.1,
+    "01_data": 1.3,
+    "02_masks": 1.2,
+    "03_controlnet": 2.8,
+    "04_pix2pixhd": 1.8,
+    "05_image_quality": 2.0,
+    "06_segmentation": 1.1,
+    "07_figures": 1.0,
+    "report": 0.6,
+    "grid": 1.3,
 }
 NOTEBOOKS = 40e6  # bytes of notebooks, figures and report of a run
 
@@ -393,7 +393,7 @@ def report(one: Estimate) -> str:
     where = environment()["hardware"]
     if machine.card:
         where = f"{machine.cards} x {machine.card.name}"
-    lines = [f"Estimate of {settings.preset} on {where}, {beside} jobs at a time; {one.told}"]
+    lines = [f"Estimate of {settings.preset} on {where}, {beside} at a time; {one.told}"]
     counts = Counter(job.stage.replace("grid", "06_segmentation") for job in one.ends[0])
     for stage, ends in one.stages(plans).items():
         lines.append(
