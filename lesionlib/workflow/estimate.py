@@ -114,7 +114,8 @@ def stand_ins(settings: Settings, sizes: dict) -> cells.CellData:
     rng, wanted = np.random.default_rng(0), Counter()
 
     def pairs(n):
-        return rng.integers(0, 256, (n, 2, 2, 3), dtype=np.uint8), np.zeros((n, 2, 2), np.uint8)
+        images = rng.integers(0, 256, (n, 2, 2, 3), dtype=np.uint8)
+        return images, rng.integers(0, 2, (n, 2, 2), dtype=np.uint8)
 
     for cell in grid.planned_cells(settings):
         if name := grid.synthetic_set(cell.method):
