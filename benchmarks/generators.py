@@ -27,13 +27,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks import sd15
 from lesionlib.data import phantom
 from lesionlib.data.dataset import Study
 from lesionlib.engine import settings as config
 from lesionlib.engine import training
 from lesionlib.engine.settings import Base, ControlNet, Pix2PixHD, Sampling, Settings, Training
-from lesionlib.generators import base, controlnet, latents, pix2pixhd
+from lesionlib.generators import base, controlnet, latents, pix2pixhd, sd15
 
 PROMPTS = ["a dermoscopic image of a nevus", "a dermoscopic image of a melanoma with streaks"]
 DEVICE = training.device()

@@ -10,11 +10,10 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from benchmarks import sd15
 from lesionlib.data import augmentation
 from lesionlib.engine import settings as config
 from lesionlib.engine.settings import ControlNet, Sampling, Training
-from lesionlib.generators import base, controlnet, latents
+from lesionlib.generators import base, controlnet, latents, sd15
 
 PROMPT = "a dermoscopic image of a melanoma"
 

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import write_json
 from lesionlib.segmentation import ledger
@@ -103,9 +104,11 @@ def test_the_command_lists_them_and_a_run_without_a_plan_is_one_clear_error(
 
 def test_a_line_is_written_when_something_has_changed(run, monkeypatch, capsys):
     monkeypatch.setattr(status, "EVERY", 0.05)
-    with status.reported(run):
+    monkeypatch.setattr(status, "KEPT", run / "nothing was tried")
+    with status.reported(config.load("smoke").model_copy(update={"run": str(run)})):
         time.sleep(0.6)
         done(run, cell(2), 120)
         time.sleep(0.6)
-    lines = capsys.readouterr().err.splitlines()
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert "--estimate" in first
     assert [line.partition(" of ")[0] for line in lines] == ["grid: 2", "grid: 3"]

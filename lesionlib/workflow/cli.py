@@ -47,6 +47,8 @@ OPTIONS = (
     ("--lesion-value", "V", "value of the lesion in masks with more than two values"),
     ("--invert-masks", "", "the lesion is what the masks do not mark"),
     ("--check", "", "only read the images: what was found, and a contact sheet"),
+    ("--estimate", "", "only say what the run will cost: minutes, disk, memory"),
+    ("--gpu", "CARD[:N]", "with --estimate: on N such GPUs that are not at hand (h100, a100, ...)"),
     ("--help-settings", "", "list all settings with their meaning"),
     ("--test", "", "run the tests (more: for pytest)"),
     ("--fetch", "", "download ISIC (more: for lesionlib.data.download)"),
@@ -285,7 +287,7 @@ def run_snakemake(options, rest) -> int:
     with run_lock(run) as lock:
         processes.forget_failures(run)
         status.plan(settings)
-        with status.reported(settings.run):
+        with status.reported(settings, rest):
             code = processes.run(command, pass_fds=[lock])
     report = run / "report" / "index.html"
     if code:
@@ -338,7 +340,20 @@ def run_other(options, rest) -> int | None:
         check_rest(rest)
         check_name(options.name)
         return check.check(config.load(options.preset, overrides(options), options.name))
+    if options.estimate or options.gpu:
+        return print_estimate(options, rest)
     return None
+
+
+def print_estimate(options, rest) -> int:
+    """Print what a run with these options will cost."""
+    from lesionlib.workflow import estimate  # imports torch: slow
+
+    check_rest(rest)
+    check_name(options.name)
+    settings = config.load(options.preset, overrides(options), options.name)
+    print(estimate.estimate(settings, rest, options.gpu or ""))
+    return 0
 
 
 def run_own(arguments) -> int | None:

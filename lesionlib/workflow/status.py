@@ -1,4 +1,4 @@
-"""The state of a run's grid: its plan, a line now and then while it runs, and `--status RUN`.
+"""The state of a run: its plan, a line now and then while it runs, and `--status RUN`.
 
 Modules that import pandas are imported where they are used, so that a second start is quick.
 """
@@ -6,12 +6,36 @@ Modules that import pandas are imported where they are used, so that a second st
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import ROOT
+from lesionlib.engine.provenance import digest, environment
 from lesionlib.engine.settings import Settings
 
 EVERY = 60  # seconds between two lines
 SHOWN = 12  # cells that are listed in one state
+KEPT = ROOT / "runs" / ".probes"
+UNKNOWN = "How long will it take? The same command with --estimate tries it, in about a minute"
+
+
+# Settings that only say how often something is done: what was tried stays valid if they change.
+COUNTS = set(
+    "run preset phantoms data_seed split split_seed generator_share prompt_draw mask_samples "
+    "mask_seed synthetic_amounts arms mask_mode example_seed reference_steps reference_seed "
+    "reference_moved base_steps generator_seeds save_every controlnet_steps controlnet_accumulate "
+    "controlnet_lr validate_every validation_samples ddim_steps sample_seed diversity_samples "
+    "prompt_samples classifier_steps pix2pixhd_steps pix2pixhd_fine_steps pix2pixhd_fixed_steps "
+    "pix2pixhd_lr networks control_networks brief_networks seeds arm_seeds data_shares "
+    "control_share real_pairs equal_epochs_up_to epochs most_steps plateau_gain lr validations "
+    "cells_per_job".split()
+)
+
+
+def kept_file(settings: Settings) -> Path:
+    """Where `--estimate` keeps what it has tried on this machine for such settings."""
+    told = {key: value for key, value in settings.flat().items() if key not in COUNTS}
+    return KEPT / f"{digest(environment()['hardware'], told)}.json"
 
 
 def plan(settings: Settings):
@@ -22,29 +46,42 @@ def plan(settings: Settings):
 
 
 @contextmanager
-def reported(run):
-    """Within this block, a line on the run's grid is written to stderr whenever it has changed."""
+def reported(settings: Settings, rest=()):
+    """Within this block what the run will cost is written to stderr, if that is known on this
+    machine, then a line on its grid and the time left whenever a cell or a job has ended."""
     ended = threading.Event()
-    threading.Thread(target=_report, args=(run, ended), daemon=True).start()
+    threading.Thread(target=_report, args=(settings, rest, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _report(run, ended: threading.Event):
+def _report(settings: Settings, rest, ended: threading.Event):
     from lesionlib.segmentation import ledger
 
-    last = None
+    known = kept_file(settings).exists()
+    if known:
+        from lesionlib.workflow import estimate  # imports torch: slow
+
+        told = estimate.Countdown(settings, rest)
+    _say(estimate.report(told.one) if known else UNKNOWN)
+    last, left, news = None, "", False
     while not ended.wait(EVERY):
         try:
-            found = ledger.state(run)
+            found = ledger.state(settings.run)
         except InputError:  # files that are being written
             continue
-        line = ledger.line(found)
-        if line != last and not set(found["state"]) <= {"left"}:
-            print(line, file=sys.stderr, flush=True)
+        line, begun = ledger.line(found), not set(found["state"]) <= {"left"}
+        if known:
+            left, news = told.left()
+        if (line != last and begun) or news:
+            _say("; ".join(filter(None, [line * begun, left])))
         last = line
+
+
+def _say(text: str):
+    print(text, file=sys.stderr, flush=True)
 
 
 def report(run) -> str:
