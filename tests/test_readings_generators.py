@@ -270,12 +270,18 @@ def test_who_is_ahead_depends_on_all_four_losses(last, said):
     assert said in text and "from 0.60" in text and "0.50 is that of scores" in text
 
 
+def test_a_training_without_a_log_has_no_winner():
+    empty = pd.DataFrame(columns=["d_real", "d_fake", "g_gan", "g_feat"]).astype(float).mean()
+    assert "too short" in reading.contest("Pix2PixHD", empty, empty, 2)
+    assert "too short" in reading.course("loss", [])
+
+
 def test_generators_are_told_by_place_and_variety():
     dice = {"pix2pixhd": np.array([0.9, 0.7]), "pix2pixhd_plus": np.array([0.5])}
     spread = {"pix2pixhd": 0.6, "pix2pixhd_plus": 1.1}
-    said = reading.located(dice, spread)
-    assert "Pix2PixHD 0.800 (n = 2), its images 0.60 times as varied" in said
-    assert "varied" not in reading.located(dice)
+    said = "Pix2PixHD 0.800 (n = 2) and Pix2PixHD+ (ours) 0.500 (n = 1)."
+    assert reading.located(dice).endswith(said)
+    assert "Pix2PixHD 0.60 times and" in reading.varied(spread)
     assert reading.pix2pixhd_answer(dice, dice, spread).count("times as much") == 2
 
 
@@ -287,7 +293,7 @@ def test_a_generator_without_noise_repeats_itself():
 
 
 def test_without_pix2pixhd_nothing_is_said_of_it():
-    assert reading.located({}) == reading.noises({}) == ""
+    assert reading.located({}) == reading.varied({}) == reading.noises({}) == ""
     assert reading.pix2pixhd_answer({}, {}, {}) == "Pix2PixHD is not part of this run."
 
 

@@ -219,6 +219,8 @@ def parts(locked: int, trained: int) -> str:
 def course(name: str, values) -> str:
     """From where to where a loss goes: the means of its first and last tenth."""
     values = np.asarray(values, float)
+    if not len(values):
+        return f"The training was too short for a log of the {name}."
     tenth = max(len(values) // 10, 1)
     first, last = values[:tenth].mean(), values[-tenth:].mean()
     return f"The {name} goes from {first:.3f} to {last:.3f} (first and last tenth of the training)."
@@ -477,6 +479,8 @@ def scored(score: float, losses: dict, scales: int) -> str:
 
 def contest(name: str, first: pd.Series, last: pd.Series, scales: int) -> str:
     """Who is ahead at the end of a training: losses in its first and last tenth (`d_real`, ...)."""
+    if first.isna().all():
+        return f"{name}: the training was too short for a log of its losses."
     critic, fair = (last["d_real"] + last["d_fake"]) / 2, FAIR * scales
     before = (first["d_real"] + first["d_fake"]) / 2
     text = (
@@ -496,19 +500,17 @@ def contest(name: str, first: pd.Series, last: pd.Series, scales: int) -> str:
     return text + f"Of the generator's losses `{risen[0]}` rose and `{fell}` fell."
 
 
-def located(dice: dict, spread: dict | None = None) -> str:
-    """Whether the lesions of each generator lie in their masks, and how varied its images are.
+def located(dice: dict) -> str:
+    """Whether the lesions of each generator lie in their masks: Dice values (n,) by method."""
+    told = [f"{display_name(method)} {np.mean(values):.3f} (n = {len(values):,})"
+            for method, values in dice.items()]  # fmt: skip
+    return f"Mean Dice with the masks: {listed(told)}." if told else ""
 
-    `dice` {method: values (n,)}; `spread` {method: standard deviation of a pixel over the images,
-    that of real ones being 1}.
-    """
-    told = []
-    for method, values in dice.items():
-        text = f"{display_name(method)} {np.mean(values):.3f} (n = {len(values):,})"
-        if spread:
-            text += f", its images {spread[method]:.2f} times as varied as real ones"
-        told.append(text)
-    return f"Mean Dice with the masks: {'; '.join(told)}." if told else ""
+
+def varied(spread: dict) -> str:
+    """How varied images are: by method, a pixel's standard deviation, that of real ones being 1."""
+    told = [f"{display_name(method)} {value:.2f} times" for method, value in spread.items()]
+    return f"As varied as real ones: {listed(told)}." if told else ""
 
 
 def noises(pictures: dict) -> str:
@@ -532,7 +534,10 @@ def checkerboards(levels: dict) -> str:
 
 
 def pix2pixhd_answer(in_place: dict, pairs: dict, spread: dict) -> str:
-    """The answer of notebook 04: values as for `located`, on S-test and on the synthetic pairs."""
+    """The answer of notebook 04: values as for `located` and `varied`.
+
+    Dice on S-test (`in_place`) and of the synthetic `pairs`.
+    """
     told = []
     for method, values in in_place.items():
         told.append(
