@@ -29,7 +29,7 @@ if not CHROMIUM:
 playwright = pytest.importorskip("playwright.sync_api")
 
 TOKEN = "playground"
-PATIENCE = 120_000  # milliseconds, for a machine that has other things to do
+PATIENCE = 300_000  # milliseconds, for a machine that has other things to do
 OWN = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
 PIXELS = """image => {
     const canvas = document.createElement("canvas");
