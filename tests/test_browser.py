@@ -29,12 +29,13 @@ if not CHROMIUM:
 playwright = pytest.importorskip("playwright.sync_api")
 
 TOKEN = "playground"
-PATIENCE = 120_000  # milliseconds, for a machine that has other things to do
+PATIENCE = 300_000  # milliseconds, for a machine that has other things to do
 OWN = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-PIXELS = """image => {
+PIXELS = """shown => {
     const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-    canvas.getContext("2d").drawImage(image, 0, 0);
+    canvas.width = shown.naturalWidth ?? shown.width;
+    canvas.height = shown.naturalHeight ?? shown.height;
+    canvas.getContext("2d").drawImage(shown, 0, 0);
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     return [canvas.height, canvas.width, Array.from(data)];
 }"""
@@ -135,7 +136,7 @@ def give(notebook, **parameters):
 
 
 def pixels(picture) -> np.ndarray:
-    """What a picture on the page really shows: (H, W, 3)."""
+    """What a picture or a canvas on the page really shows: (H, W, 3)."""
     height, width, values = picture.evaluate(PIXELS)
     return np.reshape(values, (height, width, 4))[..., :3]
 
@@ -173,6 +174,25 @@ def is_photographic(picture: np.ndarray) -> bool:
     return picture.std() > 5 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 500
 
 
+def check_tools(page):
+    """The tools of the canvas, and a stroke that leaves it and comes back."""
+    canvas = page.locator(".lesion-canvas canvas")
+    painted = pixels(canvas)
+    page.get_by_role("button", name="Clear", exact=True).click()
+    assert not pixels(canvas).any()
+    page.get_by_role("button", name="Undo", exact=True).click()
+    assert (pixels(canvas) == painted).all()
+    page.get_by_role("button", name="Erase", exact=True).click()
+    circle(page, canvas, 0.7, 0.7, 0.1)
+    assert pixels(canvas).sum() < painted.sum()
+    page.get_by_role("button", name="Paint", exact=True).click()
+    circle(page, canvas, 0.0, 0.3, 0.2)
+    column = pixels(canvas)[:, 0, 0]
+    assert (
+        column[round(0.1 * 64)] == column[round(0.5 * 64)] == 255 and column[round(0.3 * 64)] == 0
+    )
+
+
 def test_a_lesion_is_painted_without_any_run(chromium, lab, clone):
     with opened(chromium, lab, "playground") as page:
         pictures = paint_lesion(page)
@@ -180,6 +200,7 @@ def test_a_lesion_is_painted_without_any_run(chromium, lab, clone):
         assert page.get_by_text("in the lower right").is_visible()
         page.get_by_role("button", name="Keep this pair").click()
         page.get_by_text("Kept:").wait_for()
+        check_tools(page)
     kept = clone / "runs" / "kept" / "small"
     mask = cv2.imread(str(kept / "masks" / "000000.png"), cv2.IMREAD_GRAYSCALE)
     rows, columns = np.nonzero(mask)

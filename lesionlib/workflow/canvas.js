@@ -32,14 +32,18 @@ function fill(mask, size) {
     for (const [row, column] of [[0, k], [size - 1, k], [k, 0], [k, size - 1]]) visit(row, column);
   while (open.length) {
     const [row, column] = open.pop();
-    visit(row - 1, column), visit(row + 1, column), visit(row, column - 1), visit(row, column + 1);
+    for (const [down, right] of [[1, 0], [-1, 0], [0, 1], [0, -1]])
+      visit(row + down, column + right);
   }
   outside.forEach((free, at) => { if (!free) mask[at] = 1; });
 }
 
 function render({ model, el }) {
   const size = model.get("size"), before = [];
-  const received = () => new Uint8Array(model.get("mask").buffer, model.get("mask").byteOffset).slice();
+  const received = () => {
+    const { buffer, byteOffset, byteLength } = model.get("mask"); // a DataView
+    return new Uint8Array(buffer, byteOffset, byteLength).slice();
+  };
   let mask = received(), last = null, value = 1;
 
   const box = make("div", el, { className: "lesion-canvas" });
@@ -53,16 +57,25 @@ function render({ model, el }) {
 
   const draw = () => {
     const context = canvas.getContext("2d"), picture = context.createImageData(size, size);
-    mask.forEach((one, at) => picture.data.set(one ? [255, 255, 255, 255] : [0, 0, 0, 255], 4 * at));
+    mask.forEach((one, at) => picture.data.set([255 * one, 255 * one, 255 * one, 255], 4 * at));
     context.putImageData(picture, 0, 0);
   };
-  const remember = () => { before.push(mask.slice()); if (before.length > 50) before.shift(); };
+  const remember = () => {
+    before.push(mask.slice());
+    if (before.length > 50) before.shift();
+  };
   const send = () => {
     draw();
     model.set("mask", new DataView(mask.slice().buffer));
     model.save_changes();
   };
-  const button = (text, title, action) => make("button", tools, { textContent: text, title, onclick: action });
+  const button = (textContent, title, onclick) =>
+    make("button", tools, { textContent, title, onclick });
+  const change = (action) => () => {
+    remember();
+    action();
+    send();
+  };
 
   const choose = (one) => {
     value = one;
@@ -71,21 +84,28 @@ function render({ model, el }) {
   };
   const paint = button("Paint", "paint the lesion", () => choose(1));
   const erase = button("Erase", "paint skin", () => choose(0));
-  button("Fill", "fill what an outline encloses", () => { remember(); fill(mask, size); send(); });
-  button("Undo", "take back the last change", () => { if (before.length) { mask = before.pop(); send(); } });
-  button("Clear", "an empty mask", () => { remember(); mask.fill(0); send(); });
+  button("Fill", "fill what an outline encloses", change(() => fill(mask, size)));
+  button("Undo", "take back the last change", () => {
+    mask = before.pop() ?? mask;
+    send();
+  });
+  button("Clear", "an empty mask", change(() => mask.fill(0)));
   const label = make("label", tools, { textContent: "brush" });
-  const brush = make("input", label, { type: "range", min: 1, max: Math.round(size / 3), value: Math.round(size / 8) });
+  const [max, width] = [Math.round(size / 3), Math.round(size / 8)];
+  const brush = make("input", label, { type: "range", min: 1, max, value: width });
   choose(1);
 
   const place = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [(event.clientX - box.left) * size / box.width, (event.clientY - box.top) * size / box.height];
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    return [(event.clientX - left) * size / width, (event.clientY - top) * size / height];
   };
   const stroke = ([x, y]) => {
-    const [fromX, fromY] = last ?? [x, y], steps = Math.ceil(2 * Math.hypot(x - fromX, y - fromY)) || 1;
-    for (let k = 1; k <= steps; k++)
-      stamp(mask, size, fromX + (x - fromX) * k / steps, fromY + (y - fromY) * k / steps, +brush.value, value);
+    const [left, top] = last ?? [x, y], steps = Math.ceil(2 * Math.hypot(x - left, y - top)) || 1;
+    for (let k = 1; k <= steps; k++) {
+      const part = k / steps;
+      const at = [left + (x - left) * part, top + (y - top) * part];
+      stamp(mask, size, ...at, +brush.value, value);
+    }
     last = [x, y];
   };
   canvas.onpointerdown = (event) => {
@@ -97,7 +117,8 @@ function render({ model, el }) {
   };
   canvas.onpointermove = (event) => {
     const [x, y] = place(event), scale = SHOWN / size, side = brush.value * scale;
-    Object.assign(ring.style, { left: `${x * scale - side / 2}px`, top: `${y * scale - side / 2}px`, width: `${side}px`, height: `${side}px` });
+    const [left, top] = [x * scale - side / 2, y * scale - side / 2].map((one) => `${one}px`);
+    Object.assign(ring.style, { left, top, width: `${side}px`, height: `${side}px` });
     if (!last) return;
     (event.getCoalescedEvents?.() ?? [event]).map(place).forEach(stroke);
     stroke([x, y]);
