@@ -440,6 +440,10 @@ class Countdown:
         self.one = Estimate(settings, Machine.here(rest), read_json(kept_file(settings)))
         self.seen, self.done = {}, set()  # when a job was first seen at work; those that have ended
 
+    def first(self) -> str:
+        """What is said when the run starts."""
+        return report(self.one)
+
     def _log(self, job: Job, kind: str) -> Path:
         stage = job.stage
         if stage == "grid":
