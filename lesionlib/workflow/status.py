@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT
-from lesionlib.engine.provenance import digest, environment
+from lesionlib.engine.provenance import digest, hardware
 from lesionlib.engine.settings import Settings
 
 EVERY = 60  # seconds between two lines
@@ -35,7 +35,7 @@ COUNTS = set(
 def kept_file(settings: Settings) -> Path:
     """Where `--estimate` keeps what it has tried on this machine for such settings."""
     told = {key: value for key, value in settings.flat().items() if key not in COUNTS}
-    return KEPT / f"{digest(environment()['hardware'], told)}.json"
+    return KEPT / f"{digest(hardware(), told)}.json"
 
 
 def plan(settings: Settings):
