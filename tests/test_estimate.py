@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import pytest
@@ -246,7 +247,7 @@ def test_a_run_says_it_at_the_start_and_counts_down(monkeypatch, tmp_path, capsy
     one = (whole[0] - data.seconds(told.one.found["seconds"])) / 60
     assert news and text.startswith(f"the run: about {one:.0f} ")
     monkeypatch.setattr(status, "EVERY", 60)
-    with status.reported(settings):
+    with status.reported(settings, partial(cli.countdown, [])):
         time.sleep(2)
     assert "Estimate of quick" in capsys.readouterr().err
 

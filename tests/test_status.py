@@ -104,8 +104,8 @@ def test_the_command_lists_them_and_a_run_without_a_plan_is_one_clear_error(
 
 def test_a_line_is_written_when_something_has_changed(run, monkeypatch, capsys):
     monkeypatch.setattr(status, "EVERY", 0.05)
-    monkeypatch.setattr(status, "KEPT", run / "nothing was tried")
-    with status.reported(config.load("smoke").model_copy(update={"run": str(run)})):
+    monkeypatch.setattr(status, "kept_file", lambda settings: run / "nothing was tried")
+    with status.reported(config.load("smoke").model_copy(update={"run": str(run)}), None):
         time.sleep(0.6)
         done(run, cell(2), 120)
         time.sleep(0.6)

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 
 from lesionlib.engine import settings as config
@@ -287,7 +288,7 @@ def run_snakemake(options, rest) -> int:
     with run_lock(run) as lock:
         processes.forget_failures(run)
         status.plan(settings)
-        with status.reported(settings, rest):
+        with status.reported(settings, partial(countdown, rest)):
             code = processes.run(command, pass_fds=[lock])
     report = run / "report" / "index.html"
     if code:
@@ -343,6 +344,13 @@ def run_other(options, rest) -> int | None:
     if options.estimate or options.gpu:
         return print_estimate(options, rest)
     return None
+
+
+def countdown(rest, settings: config.Settings):
+    """The time that a run has left; `rest`: options for Snakemake."""
+    from lesionlib.workflow import estimate  # imports torch: slow
+
+    return estimate.Countdown(settings, rest)
 
 
 def print_estimate(options, rest) -> int:

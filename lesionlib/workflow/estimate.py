@@ -21,7 +21,7 @@ import pandas as pd
 from lesionlib.data import phantom, prompts, sources, split
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import read_json, resolve, write_json
-from lesionlib.engine.provenance import environment
+from lesionlib.engine.provenance import hardware
 from lesionlib.engine.settings import Settings
 from lesionlib.engine.stages import STAGES
 from lesionlib.engine.training import Schedule
@@ -391,7 +391,7 @@ def report(one: Estimate) -> str:
     wall = [max(stop for _, stop in plan.values()) for plan in plans]
     work = [sum(stop - start for start, stop in plan.values()) for plan in plans]
     beside = machine.beside(settings)
-    where = environment()["hardware"]
+    where = hardware()
     if machine.card:
         where = f"{machine.cards} x {machine.card.name}"
     lines = [f"Estimate of {settings.preset} on {where}, {beside} at a time; {one.told}"]
@@ -439,6 +439,10 @@ class Countdown:
         self.run, self.clock, self.began = resolve(settings.run), clock, clock()
         self.one = Estimate(settings, Machine.here(rest), read_json(kept_file(settings)))
         self.seen, self.done = {}, set()  # when a job was first seen at work; those that have ended
+
+    def first(self) -> str:
+        """What is said when the run starts."""
+        return report(self.one)
 
     def _log(self, job: Job, kind: str) -> Path:
         stage = job.stage

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from weakref import ref
 
 import torch
+from diffusers.utils import logging
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -258,7 +259,8 @@ def count_classifier(count: Count):
 def counted(settings, card: Card, folder) -> dict:
     """Seconds of each unit on the card, in the form of `probe.tried`, with the memory of each."""
     count, own = Count(settings, card, folder), settings.segmentation
-    with warnings.catch_warnings():
+    logging.set_verbosity_error()  # of diffusers, on types that count nowhere here
+    with warnings.catch_warnings(), probe.silence():
         warnings.simplefilter("ignore")  # weights are not loaded into meta tensors
         count_diffusion(count)
         for name in settings.design.methods:

@@ -354,6 +354,14 @@ def needed(settings) -> list[tuple]:
     return [(try_diffusion,), *gans, *nets, (try_reference,), (try_classifier,)]
 
 
+@contextlib.contextmanager
+def silence():
+    """Within this block neither messages nor the bars of loading a base are shown."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
 def _begin(threads: int):
     """Make a process one like that of a job."""
     os.environ |= {"LESIONLIB_QUIET": "1", "OMP_NUM_THREADS": str(threads)}
@@ -362,7 +370,7 @@ def _begin(threads: int):
 
 
 def _try(settings, work, arguments) -> dict:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, silence():
         found = work(settings, Path(folder), *arguments)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():

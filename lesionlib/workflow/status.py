@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT
-from lesionlib.engine.provenance import digest, environment
+from lesionlib.engine.provenance import digest, hardware
 from lesionlib.engine.settings import Settings
 
 EVERY = 60  # seconds between two lines
@@ -35,7 +35,7 @@ COUNTS = set(
 def kept_file(settings: Settings) -> Path:
     """Where `--estimate` keeps what it has tried on this machine for such settings."""
     told = {key: value for key, value in settings.flat().items() if key not in COUNTS}
-    return KEPT / f"{digest(environment()['hardware'], told)}.json"
+    return KEPT / f"{digest(hardware(), told)}.json"
 
 
 def plan(settings: Settings):
@@ -46,26 +46,24 @@ def plan(settings: Settings):
 
 
 @contextmanager
-def reported(settings: Settings, rest=()):
+def reported(settings: Settings, countdown):
     """Within this block what the run will cost is written to stderr, if that is known on this
-    machine, then a line on its grid and the time left whenever a cell or a job has ended."""
+    machine, then a line on its grid and the time left whenever a cell or a job has ended.
+
+    `countdown`: makes an `estimate.Countdown` of the settings; called if `kept_file` exists."""
     ended = threading.Event()
-    threading.Thread(target=_report, args=(settings, rest, ended), daemon=True).start()
+    threading.Thread(target=_report, args=(settings, countdown, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _report(settings: Settings, rest, ended: threading.Event):
+def _report(settings: Settings, countdown, ended: threading.Event):
     from lesionlib.segmentation import ledger
 
-    known = kept_file(settings).exists()
-    if known:
-        from lesionlib.workflow import estimate  # imports torch: slow
-
-        told = estimate.Countdown(settings, rest)
-    _say(estimate.report(told.one) if known else UNKNOWN)
+    known = countdown(settings) if kept_file(settings).exists() else None
+    _say(known.first() if known else UNKNOWN)
     last, left, news = None, "", False
     while not ended.wait(EVERY):
         try:
@@ -74,7 +72,7 @@ def _report(settings: Settings, rest, ended: threading.Event):
             continue
         line, begun = ledger.line(found), not set(found["state"]) <= {"left"}
         if known:
-            left, news = told.left()
+            left, news = known.left()
         if (line != last and begun) or news:
             _say("; ".join(filter(None, [line * begun, left])))
         last = line
