@@ -281,7 +281,7 @@ def test_generators_are_told_by_place_and_variety():
     spread = {"pix2pixhd": 0.6, "pix2pixhd_plus": 1.1}
     said = "Pix2PixHD 0.800 (n = 2) and Pix2PixHD+ (ours) 0.500 (n = 1)."
     assert reading.located(dice).endswith(said)
-    assert "Pix2PixHD 0.60 times and" in reading.varied(spread)
+    assert "it is 0.60 (Pix2PixHD) and" in reading.varied(spread)
     assert reading.pix2pixhd_answer(dice, dice, spread).count("times as much") == 2
 
 

@@ -509,8 +509,8 @@ def located(dice: dict) -> str:
 
 def varied(spread: dict) -> str:
     """How varied images are: by method, a pixel's standard deviation, that of real ones being 1."""
-    told = [f"{display_name(method)} {value:.2f} times" for method, value in spread.items()]
-    return f"As varied as real ones: {listed(told)}." if told else ""
+    told = [f"{value:.2f} ({display_name(method)})" for method, value in spread.items()]
+    return f"Where real images have a variety of 1, it is {listed(told)}." if told else ""
 
 
 def noises(pictures: dict) -> str:
