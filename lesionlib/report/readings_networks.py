@@ -31,7 +31,7 @@ def plateaus(found: pd.DataFrame, longest: int) -> list[str]:
             )
             text += "that still learn;"
         lines.append(f"{text} a training on S-train alone has {steps:,} steps.")
-    return lines or ["The length of the trainings is given by `epochs`: no plateau was looked for."]
+    return lines or ["No training among these cells looks for a plateau."]
 
 
 def unfinished(learnt: pd.DataFrame) -> str:
