@@ -21,7 +21,7 @@ def test_plateaus_decide_the_length_of_trainings():
     first, second = own.plateaus(found, 60)
     assert first.endswith("S* = 20, so that a training on S-train alone has 30 steps.")
     assert "no plateau within 60 steps" in second and second.endswith("has 60 steps.")
-    assert "given by `epochs`" in own.plateaus(found[:0], 60)[0]
+    assert own.plateaus(found[:0], 60) == ["No training among these cells looks for a plateau."]
     assert own.unfinished(found).startswith("Only trainings that look")
     other = table([("unet", 60, 20, "steps"), ("unet", 60, NAN, "epochs")], columns)
     text = own.unfinished(pd.concat([found, other]))
@@ -51,7 +51,11 @@ def test_table_2_is_read_as_a_range_and_no_row_is_called_best():
     assert once == [
         "U-Net: S-train alone reaches Dice 0.800; with synthetic pairs (1 row) it reaches 0.700."
     ]
-    assert own.table2(rows[:0]) == ["No training on S-train is among these cells."]
+    assert own.table2(rows[2:3]) == [  # a share of the grid
+        "U-Net: with synthetic pairs (1 row) it reaches 0.700, with standard deviations over seeds "
+        "of up to 0.030."
+    ]
+    assert own.table2(rows[4:]) == ["No training on S-train is among these cells."]
 
 
 def test_measures_are_ranked_against_dice():
@@ -59,7 +63,8 @@ def test_measures_are_ranked_against_dice():
     rows = table([(k, k, k, -k, k, -k, (k - 2) ** 2) for k in (1, 2, 3, 4)], measures)
     text = own.measures(rows)
     assert "`iou` +1.00" in text and "`hd95` -1.00" in text and "`ece` orders" in text
-    assert own.measures(rows[:2]).startswith("There are too few rows")
+    assert own.measures(rows[:2]).startswith("There are too few different rows")
+    assert own.measures(rows.assign(dice_mean=0.5)) == own.measures(rows[:2])
 
 
 def compared(*rows):
@@ -79,6 +84,7 @@ def test_differences_are_counted_and_named_only_with_a_small_p():
     assert "Intervals above zero: 1 of 3; below it: 1; containing it: 1." in wide
     assert after.endswith("U-Net, b (equal steps): +0.100 (+0.050 to +0.200).")
     assert own.differences(pd.DataFrame()) == own.differences(compared(rows[0]))
+    assert own.differences(pd.DataFrame({"mean": [0.8]})) == own.differences(pd.DataFrame())
     assert own.added(compared(*rows), ["a", "b", "c"]).startswith(
         "Within the grey interval of S-train alone: 1 of 3 "
     )

@@ -40,6 +40,8 @@ def table1(table: pd.DataFrame) -> str:
 
 def comparison(compared: pd.DataFrame) -> list[str]:
     """In which measures each generator differs from the one that it is compared with."""
+    if "difference" not in compared:
+        return ["There is no second generator to compare with."]
     arms = compared[compared["measure"].isin(BETTER)]
     against = arms.loc[arms["difference"].isna(), "arm"].iloc[0]
     lines = []
@@ -57,7 +59,7 @@ def comparison(compared: pd.DataFrame) -> list[str]:
             "These intervals are over images: with one training of each generator they speak of "
             "these trainings, not of the methods."
         )
-    return lines or ["There is no second generator to compare with."]
+    return lines
 
 
 def spread(quality: pd.DataFrame) -> str:

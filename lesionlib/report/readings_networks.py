@@ -31,7 +31,7 @@ def plateaus(found: pd.DataFrame, longest: int) -> list[str]:
             )
             text += "that still learn;"
         lines.append(f"{text} a training on S-train alone has {steps:,} steps.")
-    return lines or ["The length of the trainings is given by `epochs`: no plateau was looked for."]
+    return lines or ["No training among these cells looks for a plateau."]
 
 
 def unfinished(learnt: pd.DataFrame) -> str:
@@ -56,15 +56,18 @@ def table2(table: pd.DataFrame) -> list[str]:
     lines, whole = [], table[table["share"] == 100]
     for network, rows in whole.groupby("network", sort=False):
         alone, made = rows[rows["method"] == "real"], rows[~rows["method"].isin(ALONE)]
-        parts = dict.fromkeys(f"{dice:.3f}" for dice in alone["dice_mean"])
-        text = f"{display_name(network)}: S-train alone reaches Dice {listed(parts)}"
+        reached = []
+        if len(alone):
+            values = dict.fromkeys(f"{dice:.3f}" for dice in alone["dice_mean"])
+            reached.append(f"S-train alone reaches Dice {listed(values)}")
         if len(made):
-            sd = made["dice_sd"].max()
-            text += f"; with synthetic pairs ({counted(len(made), 'row')}) it reaches "
+            text = f"with synthetic pairs ({counted(len(made), 'row')}) it reaches "
             text += _range(made["dice_mean"])
-            if not np.isnan(sd):
+            if not np.isnan(sd := made["dice_sd"].max()):
                 text += f", with standard deviations over seeds of up to {sd:.3f}"
-        lines.append(f"{text}.")
+            reached.append(text)
+        if reached:
+            lines.append(f"{display_name(network)}: {'; '.join(reached)}.")
     return lines or ["No training on S-train is among these cells."]
 
 
@@ -75,9 +78,9 @@ def _range(values: pd.Series) -> str:
 
 def measures(table: pd.DataFrame) -> str:
     """Whether the other measures rank the rows as Dice does (Spearman)."""
-    if len(table) < 3:
-        return "There are too few rows to compare the measures."
     ranks = table[["dice_mean", *MEASURES[1:]]].corr("spearman")["dice_mean"].iloc[1:].dropna()
+    if len(table) < 3 or ranks.empty:
+        return "There are too few different rows to compare the measures."
     parts = [f"`{name}` {value:+.2f}" for name, value in ranks.items()]
     return (
         f"Rank correlation with Dice over these {len(table)} rows: {', '.join(parts)}. "
@@ -90,7 +93,8 @@ def differences(compared: pd.DataFrame) -> list[str]:
 
     `compared`: of `claims.table2_comparison`, with the column "trained on".
     """
-    if compared.empty or (arms := compared.dropna(subset="difference")).empty:
+    arms = compared.dropna(subset="difference") if "difference" in compared else compared[:0]
+    if arms.empty:
         return ["There is no arm to compare with S-train alone."]
     above, below = (arms["low"] > 0).sum(), (arms["high"] < 0).sum()
     lines = [
