@@ -222,8 +222,20 @@ def test_the_command_tries_keeps_and_says_it(monkeypatch, tmp_path, capsys):
     assert status.kept_file(settings).exists() and status.kept_file(more).exists()
     other = config.load("smoke", {"batch": 32})
     assert not status.kept_file(other).exists()
-    assert cli.main([*options, "--estimate", "--nonsense"]) == 2
-    assert "there is no such option" in capsys.readouterr().err
+    for wrong, said in (
+        (["--nonsense"], "there is no such option"),
+        (["--images", "nowhere"], "nowhere: this does not exist"),
+        (["--gpu", "h1000"], "one of h100, a100"),
+    ):
+        assert cli.main([*options, "--estimate", *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_without_pix2pixhd_there_is_no_job_of_it_and_without_images_they_are_assumed():
+    alone = planned(config.load("quick", {"methods": ["controlnet"]}))
+    assert not any("pix2pixhd" in (one.name, *one.after) for one in alone)
+    sizes, told = estimate.parts(config.load("isic", {"images": "/nowhere", "masks": "/nowhere"}))
+    assert sum(sizes.values()) == estimate.ASSUMED and "the source is not at hand" in told
 
 
 def test_a_run_says_it_at_the_start_and_counts_down(monkeypatch, tmp_path, capsys):

@@ -360,6 +360,8 @@ def print_estimate(options, rest) -> int:
     check_rest(rest)
     check_name(options.name)
     settings = config.load(options.preset, overrides(options), options.name)
+    if options.images:  # else a source that is not at hand is assumed
+        check_sources(settings)
     print(estimate.estimate(settings, rest, options.gpu or ""))
     return 0
 

@@ -93,14 +93,13 @@ def packed(jobs, capacity: int, seconds) -> dict[str, tuple[float, float]]:
 def parts(settings: Settings) -> tuple[dict, str]:
     """Images in each part of the split, and the sentence that says where the number is from."""
     data = settings.data
+    place = data.isic_root if data.source == "isic" else data.images
     if data.source == "phantom":
         n, told = data.phantoms, "procedural images"
+    elif place and resolve(place).exists():
+        n, told = int((sources.read(data, "").table["mask"] != "").sum()), "pairs were found"
     else:
-        try:
-            n = int((sources.read(data, "").table["mask"] != "").sum())
-            told = "pairs were found"
-        except InputError:
-            n, told = ASSUMED, "images assumed, as in ISIC 2018: the source is not at hand"
+        n, told = ASSUMED, "images assumed, as in ISIC 2018: the source is not at hand"
     sizes = split.sizes(n, data.generator_share)
     if data.split.endswith(".csv"):
         named = pd.read_csv(resolve(data.split))["split"].value_counts()
@@ -233,7 +232,8 @@ def planned_jobs(settings: Settings, sizes: dict, share: float, cores: int) -> l
     many, n = max(design.synthetic_amounts), sum(sizes.values())
     started = frozenset({"data", "masks"})
     makers = {name: f"external_{name}" for name in design.external_generators}
-    every = started | set(makers.values()) | {"controlnet", "pix2pixhd"}
+    gans = {"pix2pixhd"} if set(design.methods) - {"controlnet"} else set()
+    every = started | set(makers.values()) | {"controlnet"} | gans
     asked = {"mask": 3 * settings.masks.mask_samples + many, "reference": settings.reference.steps}
     work, planned = grid_work(settings, sizes, share), grid.planned_cells(settings)
     shares, of_cell = [], {}
@@ -253,7 +253,7 @@ def planned_jobs(settings: Settings, sizes: dict, share: float, cores: int) -> l
     last = frozenset({"image_quality", "segmentation", "masks"}) | every - {"data"}
     return [
         Job("controlnet", "03_controlnet", diffusion_work(settings, sizes), started, threads),
-        Job("pix2pixhd", "04_pix2pixhd", gan_work(settings, sizes), started, threads),
+        *(Job(name, "04_pix2pixhd", gan_work(settings, sizes), started, threads) for name in gans),
         *shares,
         Job("data", "01_data", {"picture": n / cores}),
         Job("masks", "02_masks", asked, frozenset({"data"})),
@@ -291,7 +291,7 @@ class Machine:
     @classmethod
     def here(cls, rest=(), named: str = "") -> "Machine":
         """The cores that Snakemake's options `rest` allow, and the card `named`, such as h100:4."""
-        options = argparse.ArgumentParser(add_help=False)
+        options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         options.add_argument("--cores", "-c", "--jobs", "-j", default="all", nargs="?")
         given, every = options.parse_known_args(rest)[0].cores, len(os.sched_getaffinity(0))
         cores = int(given) if given and given.isdigit() else every
