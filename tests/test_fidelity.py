@@ -84,11 +84,3 @@ def test_the_report_shows_training_pairs_beside_s_test(tmp_path):
         row["training pairs: at least 0.5"] == row["training pairs: with a distractor"] == "0.500"
     )
     assert shown.loc["clinic", "S-test: Dice"] == ""
-
-
-def test_runs_published_before_training_pairs_were_measured_keep_their_page(tmp_path):
-    old = ROWS[ROWS["masks"] == "S-test"][["images", "dice"]].assign(hd95=0.1)
-    write_csv(tmp_path / "tables" / "mask_fidelity.csv", old)
-    shown = pages.fidelity_table(tmp_path)
-    assert shown["S-test: Dice"].tolist() == ["0.950 (0.497 to 1.403)", "0.760 (0.398 to 1.122)"]
-    assert not any("training pairs" in name or "distractor" in name for name in shown)

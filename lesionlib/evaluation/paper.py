@@ -102,7 +102,6 @@ def join_table2(table: pd.DataFrame) -> pd.DataFrame:
     known = table["method"].isin(TABLE2["method"])
     amounts = sorted(set(table.loc[known, "amount"]) - {0})
     rank = table["amount"].map({0: 0} | {a: i for i, a in enumerate(amounts, 1)})
-    reported, keys = TABLE2.assign(schedule="epochs"), ["network", "method", "rank", "schedule"]
-    if "share" in table:  # else published before low-data shares were part of it
-        reported, keys = reported.assign(share=100), [*keys, "share"]
+    reported = TABLE2.assign(schedule="epochs", share=100)
+    keys = ["network", "method", "rank", "schedule", "share"]
     return table.assign(rank=rank).merge(reported, on=keys, how="left").drop(columns="rank")

@@ -32,8 +32,7 @@ def assessed(tables: dict) -> pd.DataFrame:
 
     Columns: kind (Table 1, Table 2, controls), claim, schedule, share, unit of the difference,
     difference, low, high (positive favours the claim), p_holm, detectable, verdict, insensitive
-    (why the design could not have shown a gain, or empty). Runs that were published before headroom
-    was measured, and generators that were trained once, have no verdict of their own.
+    (why the design could not have shown a gain, or empty).
     """
     parts = []
     for name, rows in tables.items():
@@ -44,17 +43,9 @@ def assessed(tables: dict) -> pd.DataFrame:
         rows = rows.rename(columns={"comparison": "claim"}).assign(kind=kind, insensitive=given)
         if kind == "Table 1":
             rows["unit"] = rows["measure"].map(UNITS)
-            rows.loc[rows["seeds"] == 1, "verdict"] = "not tested"
-            rows.loc[rows["seeds"] == 1, "p_holm"] = float("nan")
-        else:
-            old = ~rows["verdict"].isin(claims.VERDICTS)
-            rows.loc[old, "insensitive"] = next(iter(REASONS))
         parts.append(rows)
     found = pd.concat(parts, ignore_index=True)
     found = found.reindex(columns=[*found.columns.union(["unit", "schedule", "share"])])
-    found["verdict"] = found["verdict"].where(
-        found["verdict"].isin(claims.VERDICTS), "inconclusive"
-    )
     return found.fillna({"unit": "Dice", "schedule": "", "share": 100, "insensitive": ""})
 
 
@@ -125,7 +116,7 @@ def against_paper(folder, facts: dict) -> pd.DataFrame:
     settings, counts = facts["settings"], facts["images"]
     amounts = settings["synthetic_amounts"]
     source = "procedural, not of patients" if settings["source"] == "phantom" else "dermoscopic"
-    generators = len(settings.get("generator_seeds", [0]))
+    generators = len(settings["generator_seeds"])
     rows = {
         "images": (f"{sum(counts.values()):,}, {source}", "2,594 of ISIC 2018"),
         "G / S-train / S-val": (_counts(counts), "1,594 / 700 / 100"),
@@ -161,7 +152,7 @@ def _base(settings: dict) -> str:
     if not name:
         return "small, trained on G from scratch"
     known = "small, pretrained on procedural images" if name == "small" else name
-    return known + (", trained further on G" if settings.get("base_finetune") else "")
+    return known + (", trained further on G" if settings["base_finetune"] else "")
 
 
 def _images_seen(settings: dict) -> str:
@@ -169,8 +160,7 @@ def _images_seen(settings: dict) -> str:
     for name in ("base", "controlnet", "pix2pixhd"):
         group = GROUPS[name]
         flat = {field: f"{group.prefix}{field}" for field in group.model_fields}
-        known = {field: settings[key] for field, key in flat.items() if key in settings}
-        groups[name] = group.model_validate(known)
+        groups[name] = group.model_validate({f: settings[key] for f, key in flat.items()})
     seen = budget.table(SimpleNamespace(**groups)).set_index("training")["images seen"]
     used = {"base", *map(display_name, settings["methods"])}
     return ", ".join(f"{name} {n:,}" for name, n in seen.items() if name in used)
@@ -179,15 +169,13 @@ def _images_seen(settings: dict) -> str:
 def _training(folder, facts: dict) -> str:
     """Length of the trainings on S-train alone, and how many trainings reached their plateau."""
     settings, rows = facts["settings"], table(folder, "table2")
-    if "unfinished" not in rows:  # published before it was measured
-        return f"{settings['epochs']} epochs, plateau not measured"
     alone = rows[(rows["method"] == "real") & (rows["share"] == 100)]
     per_step = max(2, settings["batch"]) / facts["images"]["S-train"]
     lengths = [
         f"{display_name(network)} {steps * per_step:.0f}"
         for network, steps in alone.groupby("network", sort=False)["steps"].first().items()
     ]
-    number = int((rows["seeds"] * rows.get("generators", 1)).sum())
+    number = int((rows["seeds"] * rows["generators"]).sum())
     reached = number - int(rows["unfinished"].sum())
     return f"epochs: {', '.join(lengths)}; plateau reached by {reached} of {number} trainings"
 

@@ -164,8 +164,6 @@ def dice_table(folder) -> pd.DataFrame:
         _read(folder, "table2_comparison"),
         paper.join_table2(_read(folder, "table2")),
     )
-    if "trained on" not in compared:
-        compared, reported = _published_before(compared), _published_before(reported)
     keys = ["network", "schedule", "trained on"]
     marks = reported.set_index(keys)["unfinished"].gt(0).map({True: UNFINISHED, False: ""})
     found = {}
@@ -184,22 +182,8 @@ def dice_table(folder) -> pd.DataFrame:
     return wide.fillna("")
 
 
-def _published_before(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of arms as it is now, from one that was published before rows had names."""
-    if "arm" in table:
-        split = table["arm"].str.split(expand=True)
-        table = table.assign(method=split[0], amount=split[1])
-    names = [
-        display_name(method) if method == "real" else f"+ {amount} {display_name(method)}"
-        for method, amount in zip(table["method"], table["amount"], strict=True)
-    ]
-    return table.assign(**{"trained on": names, "unfinished": 0})
-
-
 def headroom_table(folder) -> pd.DataFrame:
     """What real pairs of G add, by network, schedule and share of S-train; empty if unknown."""
-    if not (folder / "tables" / "headroom.csv").exists():  # published before it was measured
-        return pd.DataFrame()
     rows = _read(folder, "headroom")
     return pd.DataFrame(
         {
@@ -216,8 +200,6 @@ def headroom_table(folder) -> pd.DataFrame:
 
 def worth_table(folder) -> pd.DataFrame:
     """The worth of synthetic pairs in words, a row for each arm; empty if not measured."""
-    if not (folder / "tables" / "worth.csv").exists():  # published before it was measured
-        return pd.DataFrame()
     rows = _read(folder, "worth")
     names = rows["network"].map(display_name) + ", equal " + rows["schedule"]
     return pd.DataFrame({"network": names, "what synthetic pairs are worth": rows["sentence"]})
@@ -233,8 +215,6 @@ def fidelity_table(folder) -> pd.DataFrame:
     Dice with its 95 % interval over images.
     """
     rows = _read(folder, "mask_fidelity")
-    if "masks" not in rows:  # published before training pairs were measured
-        rows["masks"] = fidelity.KINDS[0]
     wide = {}
     for masks, part in rows.groupby("masks", sort=False):
         groups = part.groupby("images", sort=False)
@@ -243,9 +223,8 @@ def fidelity_table(folder) -> pd.DataFrame:
                 lambda dice: (dice >= fidelity.HIT).mean()
             ),
             "HD95 (share of the diagonal)": groups["hd95"].mean(),
+            "with a distractor": groups["distractors"].agg(lambda n: (n > 0).mean()),
         }
-        if "distractors" in part:
-            shares["with a distractor"] = groups["distractors"].agg(lambda n: (n > 0).mean())
         wide[f"{masks}: Dice"] = groups["dice"].agg(_interval_over_images)
         for heading, values in shares.items():
             wide[f"{masks}: {heading}"] = values.map("{:.3f}".format)
