@@ -592,10 +592,7 @@ class Segmentation(Group):
         min_length=1,
     )
     arm_seeds: int = setting(
-        0,
-        "The first so many of the seeds serve all but the whole of S-train, alone and with all "
-        "real pairs of G; 0: all.",
-        ge=0,
+        0, "The first so many of the seeds serve all but the whole of S-train alone; 0: all.", ge=0
     )
     data_shares: Annotated[list[Share], *DISTINCT] = setting(
         [25], "Shares of S-train in the arm low_data, in addition to 100.", unit="percent"

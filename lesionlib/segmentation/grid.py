@@ -175,10 +175,8 @@ def arms_of(network: str, settings: Settings) -> list[tuple[str, int, int, str]]
 
 def seeds_of(network: str, arm, own) -> list[int]:
     """The seeds with which an arm of `arms_of` is trained; `own`: the group `segmentation`."""
-    method, amount, share, _ = arm
-    headroom = (method, amount) in (("real", 0), ("real_pairs", max(own.real_pairs)))
-    asked = network in own.control_networks and network not in own.brief_networks
-    every = asked and headroom and share == 100
+    alone = arm[0] == "real" and arm[2] == 100
+    every = alone and network in own.control_networks and network not in own.brief_networks
     return own.seeds if every or not own.arm_seeds else own.seeds[: own.arm_seeds]
 
 
