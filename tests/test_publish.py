@@ -172,6 +172,7 @@ def _write_tables(folder):
                 "schedule": "epochs",
                 "trained on": ["real 0", "controlnet 5", "pix2pixhd 5"],
                 "seeds": 3,
+                "generators": 1,
                 "steps": 40,
                 "unfinished": [0, 1, 0],
             }
@@ -196,7 +197,15 @@ def _write_tables(folder):
         "claims": claim,
         "image_claims": claim,
         "controls": pd.DataFrame(columns=["claim", "verdict", "sentence"]),
-        "mask_fidelity": pd.DataFrame({"images": ["real", *arms], "dice": 0.8, "hd95": 0.1}),
+        "mask_fidelity": pd.DataFrame(
+            {
+                "images": ["real", *arms],
+                "masks": "S-test",
+                "dice": 0.8,
+                "hd95": 0.1,
+                "distractors": 0,
+            }
+        ),
         "curation": pd.DataFrame({"id": ["patient-17"], "split": ["G"]}),
         "image_quality": pd.DataFrame({"id": ["20231", "7", "patient-17"], "mse": [0.20231, 7, 7]}),
     }
