@@ -22,7 +22,7 @@ from lesionlib.report import findings, forest, pages
 from lesionlib.report.privacy import Pseudonyms, own_names
 
 FIGURES = ROOT / "figures"
-LARGEST = 15 * 2**20  # bytes of a published folder
+LARGEST = 20 * 2**20  # bytes of a published folder
 LARGE_TABLE = 2 * 2**20  # bytes; larger tables (a row per image, seed and arm) are left out
 OF_PATIENTS = ("curation", "quarantine", "disagreements", "near_duplicates")  # a row per image
 PATHS = ("images", "masks", "table", "isic_root")  # settings that name a file or folder
@@ -82,7 +82,7 @@ def publish(run, show_images: bool = False) -> Path:
 
     The notebooks of single jobs of the grid are left out. Procedural images are always shown, real
     ones only with `show_images`. InputError if the run is not finished, or if the
-    published folder would exceed 15 MB.
+    published folder would exceed LARGEST.
     """
     run = resolve(run)
     provenance = read_json(run / "provenance.json")
@@ -152,8 +152,9 @@ def _check_size(folder):
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     if sum(sizes.values()) > LARGEST:
         largest = max(sizes, key=sizes.get)
-        total, most = (size / 2**20 for size in (sum(sizes.values()), sizes[largest]))
-        problem = f"{total:.0f} MB are more than 15; {largest.name} alone has {most:.0f}"
+        every = (sum(sizes.values()), LARGEST, sizes[largest])
+        total, limit, most = (size / 2**20 for size in every)
+        problem = f"{total:.0f} MB are more than {limit:.0f}; {largest.name} alone has {most:.0f}"
         raise InputError(folder, problem, "publish a smaller run")
 
 
