@@ -235,6 +235,17 @@ def test_no_part_of_a_patients_image_is_published_but_what_was_painted_is(run):
     assert sum(all(shows(page, image) for image in painted) for page in found) == 3
 
 
+def test_pictures_lose_colours_only_where_that_makes_them_smaller():
+    side = np.arange(128, dtype=np.uint8)
+    smooth = np.stack(np.broadcast_arrays(side[:, None], side, np.uint8(9)), -1)
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    for picture, kept in ((smooth, True), (noise, False)):
+        Image.fromarray(picture).save(file := io.BytesIO(), "PNG")
+        small = publish.compress(file.getvalue())
+        assert len(small) <= len(file.getvalue())
+        assert (opened(small) == picture).all() == kept
+
+
 def test_they_are_shown_on_demand_and_if_they_are_nobodys(run):
     image = patients()[0][1]
     folder = publish.publish(run, show_images=True)

@@ -145,16 +145,20 @@ def skin_tone(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return tones
 
 
+def off_centre(mask: np.ndarray) -> float:
+    """Distance of a lesion's centroid from the centre of its mask (S, S), in sides of the mask."""
+    return float(np.hypot(*((np.argwhere(mask).mean(axis=0) + 0.5) / len(mask) - 0.5)))
+
+
 def facts(study: Study) -> pd.DataFrame:
     """Size and place of each lesion and the skin tone around it, with the image's part.
 
     A row per image: area (% of the image), distance of the lesion's centroid from the centre (% of
     the side), `skin_tone` (degrees), part.
     """
-    centres = [(np.argwhere(m).mean(axis=0) + 0.5) / len(m) - 0.5 for m in study.masks]
     found = {
         "area (% of image)": 100 * study.masks.mean(axis=(1, 2)),
-        "off centre (% of side)": 100 * np.hypot(*np.array(centres).T),
+        "off centre (% of side)": [100 * off_centre(mask) for mask in study.masks],
         "skin tone ITA (degrees)": skin_tone(study.images, study.masks),
     }
     return pd.DataFrame(found).assign(part=study.table["split"].to_numpy())

@@ -1,4 +1,6 @@
-"""A diffusion model at work, for notebook 03: noising, what control changes, and the DDIM steps.
+"""A diffusion model at work: noising, what control changes, and the DDIM steps.
+
+Notebook 03 and the playground show them.
 
 Everything is computed in 32 bits and nothing is kept.
 """
@@ -79,15 +81,21 @@ def predicted_clean(scheduler, z, t, p):
     return (z - noise * p) / signal
 
 
+def denoising(painter, mask: np.ndarray, *arguments, **options):
+    """`ddim_steps` with both kinds of latents decoded to uint8 (n, S, S, 3)."""
+    times, *latents = ddim_steps(painter, mask, *arguments, **options)
+    return times, *(_pictures(painter.pipe, one) for one in latents)
+
+
 @torch.no_grad()
-def denoising(
+def ddim_steps(
     painter, mask: np.ndarray, prompt: str = "", number: int = 0, control=True, **changes
 ):
     """The DDIM steps of one image for a mask (S, S): what the sampler sees and what it predicts.
 
     The noise is that of the image `number`, as in `controlnet.sample`; `changes` override the
-    settings of the `painter`'s sampling. Returns timesteps (n,) and, decoded to uint8
-    (n, S, S, 3), the noisy latents and the predicted clean ones.
+    settings of the `painter`'s sampling. Returns timesteps (n,), the noisy latents (n, C, h, w) and
+    the predicted clean ones, of which the last is the image.
     """
     pipe, settings = painter.pipe, painter.settings.sampling.model_copy(update=changes)
     controlled = painter.controlled if control else controlnet.ControlledUNet(pipe.unet)
@@ -111,5 +119,4 @@ def denoising(
         controlnet.ddim(watched, pipe.scheduler, noise, [draw], **options)
     clean = [predicted_clean(pipe.scheduler, z, t, p) for t, z, p in seen]
     noisy = torch.cat([z for _, z, _ in seen])
-    pictures = (_pictures(pipe, latents) for latents in (noisy, torch.cat(clean)))
-    return np.array([t for t, _, _ in seen]), *pictures
+    return np.array([t for t, _, _ in seen]), noisy, torch.cat(clean)

@@ -42,10 +42,13 @@ def shorten_paths(text: str, settings: dict) -> str:
 
 
 def compress(png: bytes) -> bytes:
-    """The PNG with a dithered palette of 256 colours, which halves its size."""
-    picture, whole = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
-    whole.quantize(palette=whole.quantize(256)).save(picture, "PNG", optimize=True)
-    return picture.getvalue()
+    """The smaller one of the PNG as it is and with a dithered palette of 256 colours."""
+    whole = Image.open(io.BytesIO(png)).convert("RGB")
+    found = []
+    for picture in (whole, whole.quantize(palette=whole.quantize(256))):
+        picture.save(file := io.BytesIO(), "PNG", optimize=True)
+        found.append(file.getvalue())
+    return min(found, key=len)
 
 
 def notebook(path, figures, show_images: bool, settings: dict, names: Pseudonyms) -> str:

@@ -83,7 +83,8 @@ def orphans(reasons: pd.Series) -> str:
     if reasons.empty:
         return "Every file and label belongs to an image."
     number = counted(reasons.sum(), "file or label", "files or labels")
-    return f"Of {number} without an image, most are so because: {reasons.index[0]}."
+    cause = f"{reasons.index[0]} ({reasons.iloc[0]:,})"
+    return f"Of {number} without an image the most frequent kind is: {cause}."
 
 
 def prompts(column: pd.Series, shown: int) -> str:

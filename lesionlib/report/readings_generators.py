@@ -7,6 +7,7 @@ they carry, whatever they are: differences that chance gives are called so.
 import numpy as np
 import pandas as pd
 
+from lesionlib.data.dataset import off_centre
 from lesionlib.evaluation import statistics
 from lesionlib.evaluation.fidelity import GOOD, HIT
 from lesionlib.evaluation.paper import display_name
@@ -182,16 +183,12 @@ def warps(masks: np.ndarray, copies: np.ndarray) -> str:
     told = []
     for name, found in (("in place", masks), ("in the copies", copies)):
         areas = found.mean(axis=(1, 2))
-        away = [_off_centre(mask) for mask in found if mask.any()]
+        away = [off_centre(mask) for mask in found if mask.any()]
         told.append(
             f"{name} they cover {areas.min():.0%} to {areas.max():.0%} of the image, and their "
             f"centres are {np.mean(away):.2f} image sides from its centre on average"
         )
     return f"The lesions shown: {told[0]}; {told[1]}."
-
-
-def _off_centre(mask: np.ndarray) -> float:
-    return float(np.hypot(*((np.argwhere(mask).mean(axis=0) + 0.5) / len(mask) - 0.5)))
 
 
 def noising(times, signal) -> str:

@@ -5,14 +5,12 @@
 """
 
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import DDIMScheduler
 
 from lesionlib.data import dataset, phantom, prompts
 from lesionlib.engine import settings as config
@@ -20,7 +18,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, resolve, run_lock, unescaped, write_csv
 from lesionlib.engine.provenance import digest, file_digest
 from lesionlib.engine.training import device
-from lesionlib.generators import base, jobs, pix2pixhd, sets
+from lesionlib.generators import base, demonstration, jobs, pix2pixhd, sets
 from lesionlib.masks import conditions, recipe
 from lesionlib.segmentation import measures, reference
 from lesionlib.workflow import cards
@@ -47,14 +45,14 @@ class Wish:
 class Lesion:
     """The image that a generator made of a wish, and what the reference segmenter finds in it.
 
-    latents: what each DDIM step started from; None for a GAN. found, fidelity (Dice with the mask):
-    None where there is no segmenter.
+    latents: what each DDIM step started from, and the clean ones that were predicted; None for a
+    GAN. found, fidelity (Dice with the mask): None where there is no segmenter.
     """
 
     generator: str
     wish: Wish
     image: np.ndarray  # (S, S, 3)
-    latents: torch.Tensor | None  # (steps, C, h, w)
+    latents: torch.Tensor | None  # (steps, 2, C, h, w)
     found: np.ndarray | None = None  # (s, s) of 0 and 1, at the segmenter's size
     fidelity: float | None = None
 
@@ -64,40 +62,6 @@ def newest() -> Path | None:
     finished = (ROOT / "runs").glob("*/provenance.json")
     last = max(finished, key=lambda path: path.stat().st_mtime, default=None)
     return last and last.parent
-
-
-@contextmanager
-def _recorded(painter: jobs.Painter):
-    """Yield a list which gets the latents (1, C, h, w) that each step of the sampling starts from.
-
-    They are those of the first image.
-    """
-    unet = painter.controlled.unet if painter.controlled else painter.pipe.unet
-    latents = []
-    hook = unet.register_forward_pre_hook(
-        lambda module, given: latents.append(given[0][:1].cpu().double())
-    )
-    try:
-        yield latents
-    finally:
-        hook.remove()
-
-
-def expected(scheduler, latents: torch.Tensor) -> torch.Tensor:
-    """What the model expected as the result in each DDIM step but the last, (n - 1, C, h, w).
-
-    `latents` (n, C, h, w): what each step started from. By equation 12 of Song et al. 2021 without
-    noise, z = sqrt(a) x + sqrt(1 - a) e and the next z' = sqrt(a') x + sqrt(1 - a') e: two
-    equations for the expected x.
-    """
-    scheduler, n = DDIMScheduler.from_config(scheduler.config), len(latents)
-    scheduler.set_timesteps(n)
-    times, every = scheduler.timesteps[:-1], scheduler.config.num_train_timesteps // n
-    levels = scheduler.alphas_cumprod.double()
-    a, following = (levels[t].view(-1, 1, 1, 1) for t in (times, (times - every).clamp(min=0)))
-    z, z_next = latents[:-1], latents[1:]
-    numerator = z_next * (1 - a).sqrt() - z * (1 - following).sqrt()
-    return numerator / (following.sqrt() * (1 - a).sqrt() - a.sqrt() * (1 - following).sqrt())
 
 
 class _Numbered(sets.Request):
@@ -181,30 +145,27 @@ class Studio:
         return [self._judged(self._painted(name, wish)) for name in self.generators]
 
     def _of_wish(self, name: str, wish: Wish) -> jobs.Painter | jobs.Translator:
-        """The generator with the seed and the guidance of a wish.
-
-        DDIM adds no noise here, so that its steps can be walked through.
-        """
+        """The generator with the seed and the guidance of a wish."""
         maker = copy.copy(self.generators[name])
         if isinstance(maker, jobs.Translator):
             maker.seed = wish.seed
             return maker
         changes = {"guidance": wish.guidance, "control_guidance": wish.control_guidance}
-        changes |= {"sample_seed": wish.seed, "ddim_eta": 0.0}
+        changes["sample_seed"] = wish.seed
         sampling = maker.settings.sampling.model_copy(update=changes)
         maker.settings = maker.settings.model_copy(update={"sampling": sampling})
         return maker
 
     def _painted(self, name: str, wish: Wish) -> Lesion:
-        maker, masks = self._of_wish(name, wish), wish.mask[None]
+        maker = self._of_wish(name, wish)
         if isinstance(maker, jobs.Translator):
             options = dict(seed=wish.seed, device=device())
-            return Lesion(
-                name, wish, next(pix2pixhd.generate(maker.generator, masks, **options)), None
-            )
-        with _recorded(maker) as starts:
-            image = next(maker.sample(masks, [wish.prompt]))
-        return Lesion(name, wish, image, torch.cat(starts))
+            image = next(pix2pixhd.generate(maker.generator, wish.mask[None], **options))
+            return Lesion(name, wish, image, None)
+        with_control = maker.controlled is not None
+        _, *both = demonstration.ddim_steps(maker, wish.mask, wish.prompt, control=with_control)
+        image = base.decode_latents(maker.pipe, both[1][-1:])[0]
+        return Lesion(name, wish, image, torch.stack(both, 1))
 
     def _judged(self, lesion: Lesion) -> Lesion:
         if self.segmenter is None:
@@ -215,11 +176,8 @@ class Studio:
 
     def step(self, lesion: Lesion, number: int) -> np.ndarray:
         """Images (2, S, S, 3) of DDIM step `number` (from 1): its start, and what is expected."""
-        pipe, at = self.generators[lesion.generator].pipe, number - 1
-        clean = expected(pipe.scheduler, lesion.latents)[at : at + 1]
-        both = torch.cat([lesion.latents[at : at + 1], clean]).float().to(pipe.unet.device)
-        images = base.decode_latents(pipe, both)
-        return images if len(clean) else np.stack([images[0], lesion.image])
+        pipe = self.generators[lesion.generator].pipe
+        return base.decode_latents(pipe, lesion.latents[number - 1])
 
     def keep(self, lesion: Lesion, folder) -> Path:
         """Add a pair to images/, masks/ and manifest.csv of a folder; returns the image's path.
