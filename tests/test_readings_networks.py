@@ -188,7 +188,7 @@ def test_survival_is_told_once_for_each_conclusion():
 def test_the_answer_of_notebook_06_is_short_and_carries_the_controls(verdict, enough):
     rows, images = both(verdict, "inconclusive"), scores(10, 0.5, 50)
     text = own.answer(rows, room(*enough), images, claims.survival(rows))
-    assert text.startswith("Table 2 was tested on 3 images with 2 seeds. Of 2 claims, ")
+    assert text.startswith("Table 2 was tested on 3 images (seeds of each arm: 2). Of 2 claims, ")
     assert count_sentences(text) <= MOST_SENTENCES
     assert ("elsewhere no gain could be judged" in text) == (enough == (True, False))
 

@@ -79,6 +79,14 @@ def test_what_lies_beyond_the_curve_is_said_to_be_at_least_or_at_most_its_end():
     assert high["high"] == np.inf and low["low"] == -np.inf
 
 
+def test_the_interval_holds_the_place_where_few_seeds_tell_only_that_apart():
+    base = np.zeros(40)
+    knots = [(n, scores(np.random.default_rng(n), dice, base)) for n, dice in REAL.items()]
+    knots[1][1].iloc[:] += np.linspace(-0.5, 0.5, 5)[:, None]  # 145 pairs: nothing is told apart
+    found = worth.worth(knots[0][1] - 0.2, knots, 145)
+    assert found["at_most"] and found["low"] == -np.inf and found["high"] > found["worth"]
+
+
 def test_a_dip_of_the_measured_curve_does_not_mislead_the_place():
     assert worth._place(0.80, [10, 100, 1000, 10000], [0.7, 0.81, 0.79, 0.9]) == pytest.approx(
         100, rel=0.05

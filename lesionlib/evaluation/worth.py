@@ -94,10 +94,9 @@ def worth(arm: pd.DataFrame, real: list, start: int) -> dict:
     dice, means = float(arm.mean()), [float(one.mean()) for one in curve]
     place = _place(dice, numbers, means)
     ends = {"at_most": dice <= min(means), "at_least": dice >= max(means)}
-    low, high = _bounds(arm, numbers, curve) or (
-        -math.inf if ends["at_most"] else place,
-        math.inf if ends["at_least"] else place,
-    )
+    least, most = -math.inf if ends["at_most"] else place, math.inf if ends["at_least"] else place
+    bounds = _bounds(arm, numbers, curve) or (least, most)  # which need not hold the place itself
+    low, high = min(bounds[0], least), max(bounds[1], most)
     return {"dice": dice, "worth": place - start, "low": low - start, "high": high - start} | ends
 
 

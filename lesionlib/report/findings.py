@@ -55,16 +55,15 @@ def abstract(folder, facts: dict) -> list[str]:
     `facts` is the run's provenance.
     """
     settings, counts = facts["settings"], facts["images"]
-    rows = tested(folder)
+    rows, seeds = tested(folder), span(table(folder, "table2")["seeds"])
     rows = rows[rows["kind"] != "controls"]
     supported, ruled_out = (rows[rows["verdict"] == name] for name in ("supported", "ruled out"))
     images = "procedural" if settings["source"] == "phantom" else "dermoscopic"
     return [
         f"On {sum(counts.values()):,} {images} images of {settings['image_size']} px, of which "
-        f"{counts['S-test']:,} test, and with {_seeds(settings['seeds'])} of the networks, mask "
-        f"fidelity (Dice of a U-Net that knows real images only) is {_fidelity(folder)}; of the "
-        f"paper's {len(rows)} claims that this run can test, "
-        f"{are(supported)} supported{named(supported)}.",
+        f"{counts['S-test']:,} test (seeds of the networks: {seeds}), mask fidelity (Dice of a "
+        f"U-Net that knows real images only) is {_fidelity(folder)}; of the paper's "
+        f"{len(rows)} claims that this run can test, {are(supported)} supported{named(supported)}.",
         f"{are(ruled_out).capitalize()} ruled out, in the sense that the interval excludes a gain "
         f"of half a Dice point (in Table 1, any gain){named(ruled_out)}.",
         untold(rows[~rows["verdict"].isin(["supported", "ruled out"])]),
@@ -79,8 +78,10 @@ def _fidelity(folder) -> str:
     return ", ".join(f"{mean:.3f} for {display_name(name)}" for name, mean in means.items())
 
 
-def _seeds(seeds: list) -> str:
-    return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
+def span(numbers) -> str:
+    """Whole numbers as "5" if all are the same, else as "2 to 5"."""
+    least, most = int(min(numbers)), int(max(numbers))
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def are(rows: pd.DataFrame) -> str:
@@ -132,7 +133,10 @@ def against_paper(folder, facts: dict) -> pd.DataFrame:
             _multiples(paper.AMOUNTS, paper.S_TRAIN),
         ),
         "training of the networks": (_training(folder, facts), "350 epochs, plateau not stated"),
-        "seeds": (f"networks {len(settings['seeds'])}, generators {generators}", "1"),
+        "seeds": (
+            f"networks {span(table(folder, 'table2')['seeds'])}, generators {generators}",
+            "1",
+        ),
         "loss of Pix2PixHD": (_perceptual(folder), "not stated"),
     }
     found = pd.DataFrame(rows, index=["this run", "the paper"]).T

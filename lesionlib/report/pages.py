@@ -295,6 +295,7 @@ def write_index(page, folder, links, figures):
         name=folder.name,
         settings=facts["settings"],
         counts=facts["images"],
+        seeds=findings.span(findings.table(folder, "table2")["seeds"]),
         compared=findings.against_paper(folder, facts),
         abstract=findings.abstract(folder, facts),
         forest=(forest.alternative_text(rows), forest.CAPTION),

@@ -192,7 +192,7 @@ def _section(title: str, text: str, table: pd.DataFrame) -> list[str]:
 def results(folder) -> str:
     """The page of a published folder as Markdown: what `pages.write_index` shows, without style."""
     facts, rows = read_json(folder / "provenance.json"), findings.tested(folder)
-    n, seeds = facts["images"]["S-test"], len(facts["settings"]["seeds"])
+    n, seeds = facts["images"]["S-test"], findings.span(findings.table(folder, "table2")["seeds"])
     picture, caption = next(iter(pages.FIGURES.items()))
     plot = f"![{forest.alternative_text(rows)}](forest.svg)"
     over_images, over_seeds = (

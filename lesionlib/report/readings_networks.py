@@ -6,6 +6,7 @@ import pandas as pd
 from lesionlib.evaluation import claims, paper, worth
 from lesionlib.evaluation.paper import display_name
 from lesionlib.report import readings, readings_images
+from lesionlib.report.findings import span
 from lesionlib.report.readings import counted, listed
 from lesionlib.segmentation.grid import ALONE
 from lesionlib.segmentation.measures import MEASURES
@@ -241,9 +242,10 @@ def answer(table: pd.DataFrame, room: pd.DataFrame, images: pd.DataFrame, lines:
     `table`: of `claims.table2_claims`; `room`: of `claims.headroom`; `images`: the rows per image;
     `lines`: of `claims.survival`.
     """
-    number, seeds = images["id"].nunique(), images["seed"].nunique()
+    number = counted(images["id"].nunique(), "image")
+    times = span(images.groupby(["network", "method", "amount", "share"])["seed"].nunique())
     said = [
-        f"Table 2 was tested on {counted(number, 'image')} with {counted(seeds, 'seed')}.",
+        f"Table 2 was tested on {number} (seeds of each arm: {times}).",
         readings.outcome({"claims": table}),
     ]
     if len(room):
