@@ -236,6 +236,11 @@ def survival(lines: list[str]) -> list[str]:
     return found or ["No claim was tested under both schedules."]
 
 
+def seeds(images: pd.DataFrame) -> str:
+    """How many seeds each arm has, as "5" or "2 to 5"; `images`: the rows per image."""
+    return span(images.groupby(["network", "method", "amount", "share"])["seed"].nunique())
+
+
 def answer(table: pd.DataFrame, room: pd.DataFrame, images: pd.DataFrame, lines: list) -> str:
     """The answer to notebook 06's question in at most four sentences.
 
@@ -243,9 +248,8 @@ def answer(table: pd.DataFrame, room: pd.DataFrame, images: pd.DataFrame, lines:
     `lines`: of `claims.survival`.
     """
     number = counted(images["id"].nunique(), "image")
-    times = span(images.groupby(["network", "method", "amount", "share"])["seed"].nunique())
     said = [
-        f"Table 2 was tested on {number} (seeds of each arm: {times}).",
+        f"Table 2 was tested on {number} (seeds of each arm: {seeds(images)}).",
         readings.outcome({"claims": table}),
     ]
     if len(room):
