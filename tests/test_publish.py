@@ -109,7 +109,10 @@ def run(tmp_path, monkeypatch):
         {
             "settings": settings,
             "code": "0 (abc)",
-            "minutes": {"01_data": 1.0, "07_figures": 2.0},
+            "resources": {
+                "01_data": {"sittings": 2, "seconds": 60},
+                "07_figures": {"seconds": 120},
+            },
             "images": {"G": 40, "S-train": 14, "S-val": 2, "S-test": 4},
             "quarantine": f"1 of 4 images: {tmp_path}/clinic/images/Müller, Eva (2).jpg: damaged",
             "artefacts": {"models/x": {"trained_on": ["7", "surname_forename_00"]}},
@@ -308,7 +311,7 @@ def test_the_page_of_a_run_holds_its_tables_picture_plot_and_notebooks(run):
     assert "| controlnet 5 | 0.200 (0.100 to 0.300) † | 0.912 |" in text
     assert "| pix2pixhd 5 | 0.200 (0.100 to 0.300) | 0.871 |" in text
     assert "| U-Net | equal steps | 25 % | 0.800 | 1321 | +0.030 (+0.010 to +0.050) | yes |" in text
-    assert "| U-Net, equal steps | 5 are 2. |" in text
+    assert "\n- 5 are 2.\n" in text
     assert "| better (equal epochs) | supported | +0.100 (+0.050 to +0.200) | < 0.001 |" in text
     assert "| real images (ceiling) | 0.800 (0.800 to 0.800) |" in text
     assert "does not say which network" in text and "1. [A stage](notebooks/01_data.ipynb)" in text

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pynvml
 import pytest
 
 from lesionlib.engine import files, trace
+from lesionlib.engine.files import write_json
 from lesionlib.workflow import processes, stage
 
 
@@ -30,14 +33,14 @@ def test_energy_is_the_sum_of_the_counters_in_watt_hours(monkeypatch):
     assert stage.gpu_energy(["one", "old", "two"]) == pytest.approx(4)
 
 
-def test_peak_of_memory_is_that_of_the_fullest_gpu(monkeypatch):
+def test_peak_of_memory_is_that_of_the_fullest_gpu(monkeypatch, tmp_path):
     used = {"one": iter([300, 900, 100]), "two": iter([400, 200, 800])}
     asked = []
 
     class Ended(threading.Event):
         def wait(self, timeout=None):
             asked.append(timeout)
-            return len(asked) > 3
+            return len(asked) > 2
 
     monkeypatch.setattr(
         pynvml,
@@ -45,8 +48,24 @@ def test_peak_of_memory_is_that_of_the_fullest_gpu(monkeypatch):
         lambda handle: SimpleNamespace(used=next(used[handle]) * 2**20),
     )
     peak = [0]
-    stage.watch_gpus(["one", "two"], peak, Ended())
-    assert peak == [900]
+    sitting = stage.Sitting(tmp_path / "sitting.json")
+    stage.watch(sitting, ["one", "two"], peak, Ended())
+    assert peak == [900] and sitting.path.exists()
+
+
+def test_the_time_of_all_sittings_is_kept_that_of_a_killed_one_included(tmp_path):
+    facts, kept = tmp_path / "logs" / "01_data.json", tmp_path / "logs" / "sittings"
+    write_json(facts, {"stage": "01_data", "started": "2026-11-26T21:00:00+0000"})
+    killed = {"started": "2026-11-26T20:00:00+0000", "seconds": 100.0, "cpu_seconds": 50.0}
+    write_json(kept / facts.name, [killed])
+    sitting = stage.Sitting(kept / facts.name)
+    sitting.note()
+    busy = "import time; began = time.process_time()\nwhile time.process_time() - began < 0.3: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    sitting.note()
+    found = trace.stages(tmp_path)["01_data"]
+    assert found["sittings"] == 2
+    assert 50.3 <= found["cpu_seconds"] < 100 < found["seconds"] < 200
 
 
 @pytest.mark.parametrize(
@@ -62,7 +81,11 @@ def test_only_a_kernel_that_never_came_up_is_started_again(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(stage.signal, "signal", lambda *a: None)
     given = argparse.Namespace(
-        notebook="n", executed="e", values="{}", text=str(tmp_path / "log.txt")
+        notebook="n",
+        executed="e",
+        values="{}",
+        text=str(tmp_path / "log.txt"),
+        facts=str(tmp_path / "logs" / "n.json"),
     )
     code, took = stage.run_papermill(given)
     assert code == status and took["started"]

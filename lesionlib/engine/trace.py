@@ -15,30 +15,33 @@ from lesionlib.engine.files import ROOT, read_json, resolve
 from lesionlib.engine.provenance import file_digest, recorded
 
 SHOWN = 12  # most inputs of one folder that are listed; of a longer list only the first three
-BENCHMARK = {"s": "seconds", "cpu_time": "cpu_seconds", "max_rss": "memory_mb"}  # Snakemake's
+SITTINGS = "sittings"  # folder in logs/, where `workflow.stage` notes the time of every execution
 
 
 def stages(run) -> dict:
     """The record of each executed notebook of a run with its costs, in the order of their starts.
 
-    Wall and CPU time (seconds) and memory (MB) are from Snakemake's benchmark of the rule. A stage
-    that failed or was killed has no record; Snakemake then leaves an empty file.
+    Wall and CPU time (seconds) are summed over all executions of the notebook in this run's folder,
+    stopped ones included (`sittings` counts them). Memory (MB) is from Snakemake's benchmark of the
+    last one. A stage that failed or was killed has no record; Snakemake then leaves an empty file.
     """
     found = {}
     for path in sorted((resolve(run) / "logs").glob("*.json")):
         if path.stat().st_size:
-            facts = dict.fromkeys(BENCHMARK.values(), 0) | read_json(path)
-            found[facts["stage"]] = facts | _benchmark(path.with_suffix(".tsv"))
+            facts = read_json(path)
+            times = pd.DataFrame(read_json(path.parent / SITTINGS / path.name) or [])
+            for name in ("seconds", "cpu_seconds"):
+                facts[name] = round(float(times[name].sum()), 1) if len(times) else 0
+            facts |= {"sittings": len(times), "memory_mb": _memory(path.with_suffix(".tsv"))}
+            found[facts["stage"]] = facts
     return dict(sorted(found.items(), key=lambda item: item[1]["started"]))
 
 
-def _benchmark(path) -> dict:
+def _memory(path) -> int:
     if not path.exists() or not path.stat().st_size:
-        return {}
-    row = pd.read_csv(path, sep="\t").iloc[-1]
-    values = pd.to_numeric(row[list(BENCHMARK)], errors="coerce").fillna(0)  # "NA", "-": unknown
-    found = {BENCHMARK[name]: round(float(value), 1) for name, value in values.items()}
-    return found | {"memory_mb": round(found["memory_mb"])}
+        return 0
+    value = pd.to_numeric(pd.read_csv(path, sep="\t")["max_rss"].iloc[-1], errors="coerce")
+    return 0 if pd.isna(value) else round(value)  # "NA", "-": unknown
 
 
 def outdated(run) -> dict[str, list[str]]:

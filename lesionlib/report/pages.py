@@ -33,7 +33,7 @@ FIGURES = {  # name: caption, if the run has it; the first one leads the report
     "figure2": "Figure 2. The path of the data, with the numbers of images of this run.",
     "figure4": "Figure 4. The same four, enlarged where the original has most texture.",
     "segmentation": "Dice on S-test against the number of synthetic pairs added. Dashed: S-train "
-    "alone. Bars: standard deviation over seeds.",
+    "alone. Bars and grey band: 95 % intervals over images and seeds.",
     "validation": "Dice on S-val during training. Black: the training on S-train alone that found "
     "the plateau (dashed); grey: all others.",
     "worth_unet_steps": "Dice of the U-Net against the number of real pairs (black), and what "
@@ -41,6 +41,7 @@ FIGURES = {  # name: caption, if the run has it; the first one leads the report
 }
 UNFINISHED = " †"
 RESOURCES = {  # measurement of `stage`: heading, and measured units per displayed unit
+    "sittings": ("sittings", 1),
     "seconds": ("minutes", 60),
     "cpu_seconds": ("CPU minutes", 60),
     "memory_mb": ("largest memory, GB", 1024),
@@ -53,11 +54,6 @@ IMAGE_MEASURES = {  # column of Table 1: heading, decimal places
     "psnr_1": ("PSNR (range 1)", 2),
     "ssim": ("SSIM", 3),
 }
-
-
-def minutes(path) -> float:
-    """Duration of an executed notebook in minutes, as recorded by papermill."""
-    return json.loads(path.read_text())["metadata"]["papermill"]["duration"] / 60
 
 
 def executed(run) -> list[Path]:
@@ -105,9 +101,8 @@ def write_provenance(run, settings: dict):
             "environment": environment(),
             "images": {part: int((split == part).sum()) for part in PARTS},
             "quarantine": quarantined(run),
-            "minutes": {path.stem: round(minutes(path), 2) for path in executed(run)},
-            "resources": {  # stages run by an older version may lack some
-                name: {key: facts.get(key, 0) for key in RESOURCES}
+            "resources": {
+                name: {key: facts[key] for key in RESOURCES}
                 for name, facts in trace.stages(run).items()
             },
             "artefacts": {
@@ -198,13 +193,6 @@ def headroom_table(folder) -> pd.DataFrame:
     )
 
 
-def worth_table(folder) -> pd.DataFrame:
-    """The worth of synthetic pairs in words, a row for each arm; empty if not measured."""
-    rows = _read(folder, "worth")
-    names = rows["network"].map(display_name) + ", equal " + rows["schedule"]
-    return pd.DataFrame({"network": names, "what synthetic pairs are worth": rows["sentence"]})
-
-
 def _differences(rows: pd.DataFrame) -> list[str]:
     return [claims.with_interval(row) for row in rows.to_dict("records")]
 
@@ -261,6 +249,12 @@ def resources(facts: dict) -> pd.DataFrame:
     return pd.DataFrame({heading: spent[key] / unit for key, (heading, unit) in used.items()})
 
 
+def spent(facts: dict) -> str:
+    """The time that all notebooks of a run took together, from its provenance."""
+    total = sum(stage["seconds"] for stage in facts.get("resources", {}).values()) / 60
+    return f"{total:.0f} minutes" if total < 120 else f"{total / 60:.1f} hours"
+
+
 def _facts(facts: dict) -> dict:
     """Rows of the table about the run, from its provenance."""
     settings, used = facts["settings"], facts["environment"]
@@ -272,7 +266,7 @@ def _facts(facts: dict) -> dict:
         "left out": left_out or "no image",
         "seeds": ", ".join(map(str, settings["seeds"])),
         "hardware": used["hardware"],
-        "time": f"{sum(facts['minutes'].values()):.0f} minutes of notebooks, some in parallel",
+        "time": f"{spent(facts)} of notebooks, some in parallel",
         "code": f"lesionlib {facts['code']}",
         "software": f"Python {used['python']}, {packages}",
     }
@@ -285,6 +279,8 @@ def write_index(page, folder, links, figures):
     (address, title) of the notebooks; `figures` is the folder of the pictures.
     """
     facts, rows = read_json(folder / "provenance.json"), findings.tested(folder)
+    used = resources(facts)
+    took = used["minutes"] if "minutes" in used else {}
     forest.write(rows, page.parent / "forest.svg")
     pictures = [
         (os.path.relpath(figures / f"{name}.png", page.parent), caption)
@@ -304,11 +300,11 @@ def write_index(page, folder, links, figures):
         fidelity=fidelity_table(folder),
         table2=dice_table(folder),
         headroom=headroom_table(folder),
-        worth=worth_table(folder),
+        worth=list(findings.table(folder, "worth")["sentence"]),
         claims=claims_table(folder),
         figures=pictures,
-        links=[(link, heading, facts["minutes"][Path(link).stem]) for link, heading in links],
-        resources=resources(facts),
+        links=[(link, heading, took.get(Path(link).stem, 0)) for link, heading in links],
+        resources=used,
         citation=(ROOT / "CITATION.cff").read_text(),
         facts=_facts(facts),
     )

@@ -166,14 +166,14 @@ def _write_index():
     lines = ["# Published runs", "", "Made by `./run_all.sh --publish runs/NAME`.", ""]
     for folder in sorted(path.parent for path in FIGURES.glob("*/provenance.json")):
         facts = read_json(folder / "provenance.json")
-        settings, minutes = facts["settings"], facts["minutes"]
+        settings = facts["settings"]
         images = "procedural images"
         if settings["source"] != "phantom":
             images = "real images, which are replaced by the outlines of their lesions"
         lines.append(
             f"- [`{folder.name}`]({folder.name}/README.md): preset `{settings['preset']}`, "
-            f"{images}, {len(settings['seeds'])} seeds, {sum(minutes.values()):.0f} minutes of "
-            f"notebooks, lesionlib {facts['code']}, Python {facts['environment']['python']}, "
+            f"{images}, {pages.spent(facts)} of notebooks, lesionlib {facts['code']}, "
+            f"Python {facts['environment']['python']}, "
             f"torch {facts['environment']['packages']['torch']}."
         )
     _write(FIGURES / "README.md", "\n".join(lines) + "\n")
@@ -193,6 +193,7 @@ def results(folder) -> str:
     """The page of a published folder as Markdown: what `pages.write_index` shows, without style."""
     facts, rows = read_json(folder / "provenance.json"), findings.tested(folder)
     n, seeds = facts["images"]["S-test"], findings.span(findings.table(folder, "table2")["seeds"])
+    worth = [f"- {sentence}" for sentence in findings.table(folder, "worth")["sentence"]]
     picture, caption = next(iter(pages.FIGURES.items()))
     plot = f"![{forest.alternative_text(rows)}](forest.svg)"
     over_images, over_seeds = (
@@ -212,11 +213,6 @@ def results(folder) -> str:
             pages.headroom_table(folder),
         ),
         (
-            "The worth of synthetic pairs",
-            "In real pairs that would have brought as much.",
-            pages.worth_table(folder),
-        ),
-        (
             "Is the lesion in its mask?",
             "Dice and HD95 of a U-Net that knows real images only; 95 % intervals are over images.",
             pages.fidelity_table(folder),
@@ -232,6 +228,7 @@ def results(folder) -> str:
         *["## Abstract", "", " ".join(findings.abstract(folder, facts)), ""],
         *[f"![{caption}]({picture}.png)", "", caption, "", "## All claims", "", plot, ""],
         *(line for parts in tables for line in _section(*parts)),
+        *(["## The worth of synthetic pairs", "", *worth, ""] if worth else []),
         *["## Notebooks", "", *(f"1. [{title}]({link})" for link, title in _links(folder)), ""],
     ]
     return "\n".join(lines)

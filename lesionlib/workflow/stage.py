@@ -5,7 +5,9 @@
 """
 
 import argparse
+import itertools
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import pynvml
 
 from lesionlib.engine import settings
 from lesionlib.engine.code import notebook_digest
-from lesionlib.engine.files import ROOT, write_json
+from lesionlib.engine.files import ROOT, read_json, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
@@ -29,6 +31,7 @@ from lesionlib.workflow.processes import failures
 # choose the same one, the second dies with this message before it runs any code.
 NO_KERNEL = "Kernel died before replying to kernel_info"
 ATTEMPTS = 3
+BEAT = 15  # observations of the GPUs between two notes of the time spent
 
 
 def forward_signal(number, frame):
@@ -63,11 +66,38 @@ def gpu_energy(handles) -> float:
     return millijoules / 3.6e6
 
 
-def watch_gpus(handles, peak: list, ended: threading.Event):
-    """Keep the largest number of MiB in use on one of the GPUs in `peak`, until `ended`."""
-    while not ended.wait(2):
+class Sitting:
+    """The time that one execution of a notebook takes, kept beside that of earlier ones.
+
+    `path`: a JSON list with a row per execution. It is written while the notebook runs, so that
+    also one that is killed leaves its time.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.earlier, self.began = path, read_json(path) or [], time.time()
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.began))
+
+    def note(self):
+        """Write the wall and CPU seconds so far, of all child processes."""
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)  # of those that have ended
+        cpu = spent.ru_utime + spent.ru_stime
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                cpu += sum(child.cpu_times()[:4])  # user and system, of it and its own children
+        seconds = time.time() - self.began
+        row = {"started": self.started, "seconds": seconds, "cpu_seconds": cpu}
+        write_json(self.path, [*self.earlier, row])
+
+
+def watch(sitting: Sitting, handles, peak: list, ended: threading.Event):
+    """Until `ended`, keep the largest number of MiB in use on a GPU in `peak`, and the time."""
+    for number in itertools.count():
+        if not number % BEAT:
+            sitting.note()
         used = [pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20 for handle in handles]
         peak[0] = max([peak[0], *map(round, used)])
+        if ended.wait(2):
+            return
 
 
 def run_papermill(given) -> tuple[int, dict]:
@@ -82,9 +112,12 @@ def run_papermill(given) -> tuple[int, dict]:
         "--parameters_yaml",
         given.values,
     ]
-    gpu, ended, began, handles = [0], threading.Event(), time.time(), gpus()
+    facts = Path(given.facts)
+    sitting = Sitting(facts.parent / "sittings" / facts.name)
+    gpu, ended, handles = [0], threading.Event(), gpus()
     energy = gpu_energy(handles)
-    threading.Thread(target=watch_gpus, args=(handles, gpu, ended), daemon=True).start()
+    watcher = threading.Thread(target=watch, args=(sitting, handles, gpu, ended), daemon=True)
+    watcher.start()
     for _ in range(ATTEMPTS):
         with open(given.text, "w") as text:
             process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
@@ -94,8 +127,10 @@ def run_papermill(given) -> tuple[int, dict]:
         if not code or NO_KERNEL not in Path(given.text).read_text():
             break
     ended.set()
+    watcher.join()
+    sitting.note()
     return code, {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
+        "started": sitting.started,
         "gpu_memory_mb": gpu[0],
         "gpu_energy_wh": round(gpu_energy(handles) - energy, 2),
     }
