@@ -1,12 +1,25 @@
 """One finished run of the whole study, shared by the tests that look at it."""
 
+import os
 import shutil
 
 import pytest
+import torch
 from whole_study import RUN, external_pairs, run_all
 
 from lesionlib.data import phantom
 from lesionlib.engine import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on what may be two cores
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep tests that share a fixture in one process: those of whole runs, and those of a file."""
+    for item in items:
+        group = "study" if item.get_closest_marker("study") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -310,7 +310,9 @@ def call(module: str, *arguments) -> int:
 def run_other(options, rest) -> int | None:
     """Run what is not the study: tests, publication, downloads, ...; None if it is the study."""
     if options.test:
-        return call("pytest", *rest)
+        # All tests go to two processes; those that are named to one, in which they can be debugged.
+        named = any(not argument.startswith("-") for argument in rest)
+        return call("pytest", *([] if named else ["-n", "2", "--dist", "loadgroup"]), *rest)
     if options.publish:
         shown = ["--show-images"] if options.show_images else []
         return call("lesionlib.report.publish", options.publish, *shown)
