@@ -6,20 +6,27 @@ import shutil
 import pytest
 import torch
 from whole_study import RUN, external_pairs, run_all
+from xdist.scheduler import LoadFileScheduling
 
 from lesionlib.data import phantom
 from lesionlib.engine import settings
+from lesionlib.engine.files import ROOT
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on what may be two cores
     torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Keep tests that share a fixture in one process: those of whole runs, and those of a file."""
-    for item in items:
-        group = "study" if item.get_closest_marker("study") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+class Scheduling(LoadFileScheduling):
+    """Keeps tests that share a fixture in one process: those of whole runs, and those of a file."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.split("::")[0]
+        return "study" if "mark.study" in (ROOT / file).read_text() else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """How `-n 2` shares out the tests."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -312,7 +312,7 @@ def run_other(options, rest) -> int | None:
     if options.test:
         # All tests go to two processes; those that are named to one, in which they can be debugged.
         named = any(not argument.startswith("-") for argument in rest)
-        return call("pytest", *([] if named else ["-n", "2", "--dist", "loadgroup"]), *rest)
+        return call("pytest", *([] if named else ["-n", "2"]), *rest)
     if options.publish:
         shown = ["--show-images"] if options.show_images else []
         return call("lesionlib.report.publish", options.publish, *shown)
