@@ -74,17 +74,23 @@ class Sitting:
     """
 
     def __init__(self, path: Path):
-        self.path, self.earlier, self.began = path, read_json(path) or [], time.time()
+        self.path, self.earlier = path, read_json(path) or []
+        self.began, self.spent = time.time(), self.cpu_seconds()
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.began))
 
-    def note(self):
-        """Write the wall and CPU seconds so far, of all child processes."""
-        spent = resource.getrusage(resource.RUSAGE_CHILDREN)  # of those that have ended
-        cpu = spent.ru_utime + spent.ru_stime
+    @staticmethod
+    def cpu_seconds() -> float:
+        """User and system time of all child processes, also of those that have ended."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total = ended.ru_utime + ended.ru_stime
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                cpu += sum(child.cpu_times()[:4])  # user and system, of it and its own children
-        seconds = time.time() - self.began
+                total += sum(child.cpu_times()[:4])  # its own, and of its ended children
+        return total
+
+    def note(self):
+        """Write the wall and CPU seconds so far."""
+        seconds, cpu = time.time() - self.began, self.cpu_seconds() - self.spent
         row = {"started": self.started, "seconds": seconds, "cpu_seconds": cpu}
         write_json(self.path, [*self.earlier, row])
 
