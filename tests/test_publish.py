@@ -353,6 +353,13 @@ def test_too_much_is_refused_and_what_was_there_stays(run, monkeypatch):
     assert [path.name for path in publish.FIGURES.iterdir() if path.is_dir()] == ["mine"]
 
 
+def test_the_time_of_a_run_is_a_lower_bound_where_sittings_were_not_recorded():
+    known, older = {"sittings": 2, "seconds": 7300.0}, {"sittings": 0, "seconds": 90.0}
+    assert publish.pages.spent({"resources": {"01_data": known}}) == "2.0 hours"
+    stages = {"01_data": known, "02_masks": older}
+    assert publish.pages.spent({"resources": stages}) == "at least 2.1 hours"
+
+
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     with pytest.raises(InputError, match="it is not a finished run"):
         publish.publish(tmp_path)

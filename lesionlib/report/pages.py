@@ -251,8 +251,11 @@ def resources(facts: dict) -> pd.DataFrame:
 
 def spent(facts: dict) -> str:
     """The time that all notebooks of a run took together, from its provenance."""
-    total = sum(stage["seconds"] for stage in facts.get("resources", {}).values()) / 60
-    return f"{total:.0f} minutes" if total < 120 else f"{total / 60:.1f} hours"
+    stages = facts.get("resources", {}).values()
+    total = sum(stage["seconds"] for stage in stages) / 60
+    told = f"{total:.0f} minutes" if total < 120 else f"{total / 60:.1f} hours"
+    # an earlier version recorded the last sitting of a notebook only
+    return told if all(stage.get("sittings") for stage in stages) else f"at least {told}"
 
 
 def _facts(facts: dict) -> dict:
