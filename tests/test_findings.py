@@ -107,6 +107,10 @@ def test_the_setting_stands_beside_that_of_the_paper(folder, facts):
     )
     assert own["seeds"] == "networks 3 to 5, generators 1" and theirs["seeds"] == "1"
     assert own["loss of Pix2PixHD"] == "no VGG loss"
+    facts["settings"] = f | {"controlnet_model": "owner/name"}
+    rows = findings.against_paper(folder, facts).set_index("")
+    seen = rows["this run"]["images seen in training"]
+    assert seen.startswith("ControlNet was given, trained elsewhere, base ") and "Pix" in seen
 
 
 def test_the_plot_shows_each_interval_in_the_colour_of_its_verdict(folder):

@@ -167,7 +167,9 @@ def _images_seen(settings: dict) -> str:
         groups[name] = group.model_validate({f: settings[key] for f, key in flat.items()})
     seen = budget.table(SimpleNamespace(**groups)).set_index("training")["images seen"]
     used = {"base", *map(display_name, settings["methods"])}
-    return ", ".join(f"{name} {n:,}" for name, n in seen.items() if name in used)
+    told = [f"{name} {n:,}" for name, n in seen.items() if name in used]
+    given = ["ControlNet was given, trained elsewhere"] if settings["controlnet_model"] else []
+    return ", ".join(given + told)
 
 
 def _training(folder, facts: dict) -> str:
