@@ -74,6 +74,7 @@ def test_the_time_left_follows_from_what_is_done(run):
     expected = 120 * (0.5 + 1 + 1) + 4 * 120  # DCSAU-Net, of which none is done, takes four times
     assert ledger.seconds_left(found) == pytest.approx(expected)
     assert "about 13 min left with 1 at a time" in ledger.line(found)
+    assert ledger.line(found, timed=False) == ledger.line(found).partition("; about")[0]
     done(run, cell(0, "dcsaunet"), 300)
     assert ledger.seconds_left(ledger.state(run)) == pytest.approx(120 * 2.5)
 

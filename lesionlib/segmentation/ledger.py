@@ -112,12 +112,12 @@ def seconds_left(found: pd.DataFrame) -> float:
     return float((expected * weight).sum(skipna=False))
 
 
-def line(found: pd.DataFrame) -> str:
-    """The state of a grid in one line, with the time left at the present pace."""
+def line(found: pd.DataFrame, timed: bool = True) -> str:
+    """The state of a grid in one line; `timed`: with the time left at the present pace."""
     counts = found["state"].value_counts()
     parts = [f"{counts.get(name, 0)} {name}" for name in ("running", "failed", "left")]
     text = f"grid: {counts.get('done', 0)} of {len(found)} cells done, {', '.join(parts)}"
     left, at_once = seconds_left(found), max(1, counts.get("running", 0))
-    if np.isnan(left) or not left:
+    if not timed or np.isnan(left) or not left:
         return text
     return f"{text}; about {np.ceil(left / at_once / 60):.0f} min left with {at_once} at a time"

@@ -70,7 +70,8 @@ def _report(settings: Settings, countdown, ended: threading.Event):
             found = ledger.state(settings.run)
         except InputError:  # files that are being written
             continue
-        line, begun = ledger.line(found), not set(found["state"]) <= {"left"}
+        # The estimate of the run, where there is one, tells the time of the grid with that of all.
+        line, begun = ledger.line(found, timed=not known), not set(found["state"]) <= {"left"}
         if known:
             left, news = known.left()
         if (line != last and begun) or news:
