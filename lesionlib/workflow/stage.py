@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pynvml
 
-from lesionlib.engine import settings
+from lesionlib.engine import settings, trace
 from lesionlib.engine.code import notebook_digest
 from lesionlib.engine.files import ROOT, read_json, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
@@ -119,7 +119,7 @@ def run_papermill(given) -> tuple[int, dict]:
         given.values,
     ]
     facts = Path(given.facts)
-    sitting = Sitting(facts.parent / "sittings" / facts.name)
+    sitting = Sitting(facts.parent / trace.SITTINGS / facts.name)
     gpu, ended, handles = [0], threading.Event(), gpus()
     energy = gpu_energy(handles)
     watcher = threading.Thread(target=watch, args=(sitting, handles, gpu, ended), daemon=True)
