@@ -51,18 +51,20 @@ def test_table_compares_with_images_that_differ_in_the_label_alone():
     assert (table["auc_real"] == 1).all() and (table["real"] == 1).all()
 
 
-def test_a_classifier_learns_what_can_be_seen(tmp_path):
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_classifier_learns_what_can_be_seen(tmp_path, precision):
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"diagnosis": rng.choice(DIAGNOSES, 64)})
     table = table.assign(**{a: 0.0 for a in prompts.ATTRIBUTES})
     images = rng.integers(100, 140, (64, 32, 32, 3), dtype=np.uint8)
     images[(table["diagnosis"] == "melanoma").to_numpy(), 8:24, 8:24] -= 60
     wanted = attributes.targets(table, DIAGNOSES)
-    model = attributes.train(images, wanted, tmp_path, steps=40, seed=0, record={})
+    options = dict(steps=40, seed=0, record={}, precision=precision)
+    model = attributes.train(images, wanted, tmp_path, **options)
     scores = attributes.scores(model, images, wanted.columns)
     has = wanted["melanoma"] == 1
     assert attributes.auc(scores.loc[has, "melanoma"], scores.loc[~has, "melanoma"]) > 0.9
-    again = attributes.train(images, wanted, tmp_path, steps=40, seed=0, record={})
+    again = attributes.train(images, wanted, tmp_path, **options)
     pd.testing.assert_frame_equal(attributes.scores(again, images, wanted.columns), scores)
     attributes.save(model, tmp_path, wanted.columns, preset="test")
     kept = attributes.scores(attributes.load(tmp_path), images, wanted.columns)

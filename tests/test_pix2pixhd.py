@@ -9,7 +9,7 @@ from torch import nn
 from lesionlib.engine import training as loop
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.settings import Augmentation, Pix2PixHD, Training
-from lesionlib.generators import pix2pixhd
+from lesionlib.generators import budget, pix2pixhd
 from lesionlib.generators.perceptual import PerceptualLoss
 from lesionlib.generators.pix2pixhd import Examples, Terms
 
@@ -365,8 +365,8 @@ def test_image_and_mask_are_warped_together(data):
 
 
 def test_images_seen_count_both_stages():
-    assert pix2pixhd.images_seen(Pix2PixHD(batch=3, steps=5, fine_steps=7)) == 15
-    assert pix2pixhd.images_seen(Pix2PixHD(batch=3, steps=5, fine_steps=7, enhancers=1)) == 36
+    assert budget.images_seen(Pix2PixHD(batch=3, steps=5, fine_steps=7)) == 15
+    assert budget.images_seen(Pix2PixHD(batch=3, steps=5, fine_steps=7, enhancers=1)) == 36
 
 
 def test_generating_is_independent_of_the_batch_size_and_survives_saving(tmp_path):

@@ -376,3 +376,15 @@ def test_the_published_page_says_what_the_published_tables_say(name):
 def test_every_method_and_network_of_the_settings_has_a_name():
     settings = config.load("quick").flat()
     assert {*settings["methods"], *settings["networks"], "real", "base"} <= set(NAMES)
+
+
+def test_jobs_of_the_grid_stand_in_one_row_of_the_resources():
+    job = {"sittings": 1, "seconds": 60, "cpu_seconds": 30, "memory_mb": 1024}
+    names = ("05_image_quality", "06_segmentation", "06_segmentation-01", "06_segmentation-02")
+    facts = {"resources": {name: job for name in names}}
+    facts["resources"]["06_segmentation-02"] = job | {"sittings": 2, "memory_mb": 2048}
+    found = publish.pages.resources(facts)
+    assert list(found.index) == [*names[:2], "06_segmentation, 2 jobs of the grid"]
+    assert list(found.iloc[2]) == [3, 2, 1, 2]  # sittings, minutes, CPU minutes, GB
+    assert list(found.iloc[1]) == [1, 1, 0.5, 1]
+    assert publish.pages.resources({}).empty

@@ -1,7 +1,6 @@
 """What `stage` measures of the GPUs, with NVML's calls replaced; a kernel that does not start."""
 
 import argparse
-import os
 import subprocess
 import sys
 import threading
@@ -75,10 +74,8 @@ def test_the_time_of_all_sittings_is_kept_that_of_a_killed_one_included(tmp_path
 def test_only_a_kernel_that_never_came_up_is_started_again(
     tmp_path, monkeypatch, said, status, starts
 ):
-    papermill = tmp_path / "papermill"
-    papermill.write_text(f"#!/bin/sh\necho x >> {tmp_path}/starts\necho {said}\nexit {status}\n")
-    papermill.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    instead = ["sh", "-c", f"echo x >> {tmp_path}/starts; echo {said}; exit {status}"]
+    monkeypatch.setattr(stage, "papermill", lambda: instead)
     monkeypatch.setattr(stage.signal, "signal", lambda *a: None)
     given = argparse.Namespace(
         notebook="n",

@@ -376,8 +376,8 @@ class Training(Group):
     )
     precision: Literal["auto", "no", "bf16", "fp16"] = setting(
         "auto",
-        "Mixed precision of the generators: no is 32-bit, auto is bf16 where it is faster (GPUs, "
-        "CPUs with avx512_bf16 or AMX).",
+        "Mixed precision of the generators and of the attribute classifier: no is 32-bit, auto is "
+        "bf16 where it is faster (GPUs, CPUs with avx512_bf16 or AMX).",
     )
     ema: float = setting(
         0.99, "Decay of the moving average of base and ControlNet weights; 0 is none.", ge=0, le=1

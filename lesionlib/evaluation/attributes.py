@@ -17,7 +17,14 @@ from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import require
 from lesionlib.engine.files import atomic_write, read_json, resolve, write_json
 from lesionlib.engine.provenance import digest, record, unchanged
-from lesionlib.engine.training import Schedule, batch_at, device, fit, generator_at
+from lesionlib.engine.training import (
+    Schedule,
+    batch_at,
+    device,
+    fit,
+    generator_at,
+    resolved_precision,
+)
 from lesionlib.segmentation import networks
 
 BATCH, LR = 32, 1e-3
@@ -33,13 +40,22 @@ def targets(table: pd.DataFrame, diagnoses) -> pd.DataFrame:
 
 
 def train(
-    images, goals: pd.DataFrame, folder, *, steps: int, seed: int, record, warps=None
+    images,
+    goals: pd.DataFrame,
+    folder,
+    *,
+    steps: int,
+    seed: int,
+    record,
+    precision="auto",
+    warps=None,
 ) -> nn.Module:
     """A ResNet with one logit per column of `goals`, on uint8 images (N, S, S, 3).
 
     Binary cross-entropy over the known labels (`targets`); rare labels count as much as common
-    ones. `warps`: the settings by which images are warped (None: eight orientations only).
-    `folder` keeps checkpoint and log (see `training.fit`).
+    ones. `precision`: auto, no or bf16, see `training.resolved_precision`. `warps`: the settings by
+    which images are warped (None: eight orientations only). `folder` keeps checkpoint and log (see
+    `training.fit`).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -49,13 +65,15 @@ def train(
     known = ~labels.isnan()
     share = (labels.nan_to_num().sum(0) / known.sum(0).clamp(min=1)).clamp(0.02, 0.98)
     weight = torch.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) * known
+    enabled = resolved_precision(precision, model) == "bf16"
 
     def loss_at(model, step):
         rows = batch_at(step, BATCH, len(images), seed).to(pixels.device)
         batch_pixels = networks.augment(pixels[rows], generator_at(seed, step), warps)
-        logits = model(networks.inputs(batch_pixels)).float()
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=enabled):
+            logits = model(networks.inputs(batch_pixels))
         each = F.binary_cross_entropy_with_logits(
-            logits, labels[rows].nan_to_num(), reduction="none"
+            logits.float(), labels[rows].nan_to_num(), reduction="none"
         )
         return (each * weight[rows]).sum() / known[rows].sum().clamp(min=1)
 
@@ -67,11 +85,13 @@ def train(
 def prepare(run, part, goals: pd.DataFrame, settings, **facts) -> nn.Module:
     """The classifier of a run, trained on the images of a `dataset.Study` unless it is current.
 
-    Uses the groups `classifier`, `training` and `augmentation` of `settings`.
+    Uses the groups `classifier`, `training` and `augmentation` of `settings`. Where the generators
+    are trained in fp16, it is trained in 32 bits.
     """
     folder, seed = resolve(run), settings.training.generator_seed
+    precision = settings.training.precision.replace("fp16", "no")
     warps = settings.augmentation if "classifier" in settings.augmentation.trainings else None
-    values = {"steps": settings.classifier.steps, "seed": seed}
+    values = {"steps": settings.classifier.steps, "seed": seed, "precision": precision}
     weights = Artefact(
         folder / "models" / "attribute_classifier" / "model.safetensors",
         (train,),
@@ -82,6 +102,7 @@ def prepare(run, part, goals: pd.DataFrame, settings, **facts) -> nn.Module:
         work = folder / "checkpoints" / "attribute_classifier"
         options = dict(values, record=weights.key, warps=warps)
         model = train(part.images, goals, work, **options)
+        facts["precision"] = resolved_precision(precision, model)
         save(model, run, goals.columns, key=weights.key, **facts)
     return load(run)
 

@@ -4,7 +4,6 @@ import pandas as pd
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.settings import ControlNet, Pix2PixHD
-from lesionlib.generators.pix2pixhd import images_seen
 
 
 def diffusion_images(settings) -> dict[str, int]:
@@ -19,6 +18,11 @@ def diffusion_images(settings) -> dict[str, int]:
 def planned_images(own: ControlNet) -> int:
     """Images, with repetition, that a ControlNet of these settings sees if it is trained."""
     return own.steps * own.batch * own.accumulate
+
+
+def images_seen(settings: Pix2PixHD) -> int:
+    """Images, with repetition, that a Pix2PixHD of these settings sees in both its stages."""
+    return settings.batch * (settings.steps + settings.fine_steps * bool(settings.enhancers))
 
 
 def pix2pixhd_settings(settings) -> Pix2PixHD:

@@ -658,11 +658,6 @@ def train(
     return stage(task, out_dir, settings.fine_steps)
 
 
-def images_seen(settings: Pix2PixHD) -> int:
-    """The number of images, with repetition, that a training sees: those of all its steps."""
-    return settings.batch * (settings.steps + settings.fine_steps * bool(settings.enhancers))
-
-
 @torch.no_grad()
 def generate(
     generator: nn.Module, masks: np.ndarray, indices=None, *, seed=0, batch=16, device="cpu"

@@ -20,7 +20,6 @@ from lesionlib.engine.stages import STAGES
 from lesionlib.evaluation import claims, fidelity, paper, statistics
 from lesionlib.evaluation.paper import display_name
 from lesionlib.report import findings, forest
-from lesionlib.report.maths import OfflineExporter
 from lesionlib.report.summary import quarantined, table
 
 TEMPLATES = Environment(
@@ -57,9 +56,9 @@ IMAGE_MEASURES = {  # column of Table 1: heading, decimal places
 
 
 def executed(run) -> list[Path]:
-    """The executed notebooks of a run in the order of the study, shares of the grid included."""
-    folder = run / "notebooks"
-    return [path for stage in STAGES for path in sorted(folder.glob(f"{stage}*.ipynb"))]
+    """The executed notebooks of a run in the order of the study, jobs of the grid left out."""
+    paths = [run / "notebooks" / f"{stage}.ipynb" for stage in STAGES]
+    return [path for path in paths if path.exists()]
 
 
 def title(path) -> str:
@@ -73,6 +72,8 @@ def title(path) -> str:
 
 def write_pages(run) -> list[tuple[str, str]]:
     """Write every executed notebook as a static page; returns (file name, title) of each."""
+    from lesionlib.report.maths import OfflineExporter  # slow import, see below
+
     exporter = OfflineExporter(
         template_name="templates",  # nbconvert's term for the folder
         template_file="notebook.html.j2",
@@ -242,9 +243,17 @@ def claims_table(folder) -> pd.DataFrame:
 
 
 def resources(facts: dict) -> pd.DataFrame:
-    """The resources of each stage in displayed units, without those that no stage used."""
+    """The resources of each stage in displayed units, without those that no stage used.
+
+    The jobs of the grid (06_segmentation-01, ...) stand in one row: their times are summed, of
+    memory it holds the largest.
+    """
     spent = pd.DataFrame.from_dict(facts.get("resources", {}), orient="index").sort_index()
     spent = spent.reindex(columns=list(RESOURCES)).fillna(0)
+    is_job = spent.index.astype(str).str.contains("-")
+    rows = spent.index.where(~is_job, f"06_segmentation, {is_job.sum()} jobs of the grid")
+    combined = {key: "max" if key.endswith("_mb") else "sum" for key in RESOURCES}
+    spent = spent.groupby(rows).agg(combined)
     used = {key: shown for key, shown in RESOURCES.items() if (spent[key] > 1e-9).any()}
     return pd.DataFrame({heading: spent[key] / unit for key, (heading, unit) in used.items()})
 
@@ -322,4 +331,5 @@ def write(run, settings: dict):
 
 
 if __name__ == "__main__":
+    sys.modules["rfc3987_syntax"] = None  # as for papermill, see `workflow.stage.PAPERMILL`
     write(resolve(sys.argv[1]), json.loads(sys.argv[2]))

@@ -139,9 +139,8 @@ def _write(path, content: str | bytes):
 
 def _copy_notebooks(run, target, show_images: bool, settings: dict, names: Pseudonyms):
     for path in pages.executed(run):
-        if "-" not in path.stem:  # else a single job of the grid
-            text = notebook(path, run / "figures", show_images, settings, names)
-            _write(target / "notebooks" / path.name, text)
+        text = notebook(path, run / "figures", show_images, settings, names)
+        _write(target / "notebooks" / path.name, text)
 
 
 def _copy_figures(run, target, show_images: bool):

@@ -15,7 +15,6 @@ import os
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -38,6 +37,7 @@ from lesionlib.generators.budget import pix2pixhd_settings
 from lesionlib.masks import recipe, shapes
 from lesionlib.segmentation import cells, measures, networks, reference, training
 from lesionlib.segmentation.grid import Cell
+from lesionlib.workflow import stage
 
 STEPS = 4  # of each training that is tried; the first two are slower and do not count
 PROMPT = "a dermoscopic image of a nevus with globules"
@@ -272,7 +272,8 @@ def try_classifier(settings, folder: Path) -> dict:
     images = pairs(attributes.BATCH, settings.data.image_size)[0]
     goals = pd.DataFrame(np.eye(attributes.BATCH, 8))
     warps = settings.augmentation if "classifier" in settings.augmentation.trainings else None
-    options = dict(steps=1000, seed=0, record={}, warps=warps)
+    precision = settings.training.precision.replace("fp16", "no")
+    options = dict(steps=1000, seed=0, record={}, precision=precision, warps=warps)
     found = step_of(lambda: attributes.train(images, goals, folder / "classifier", **options))
     return {"seconds": {"classifier": found}}
 
@@ -334,7 +335,7 @@ def try_kernel(settings, folder: Path) -> dict:
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(KERNEL)])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
     nbformat.write(book, folder / "kernel.ipynb")
-    command = [sys.executable, "-m", "papermill", "kernel.ipynb", "out.ipynb"]
+    command = [*stage.papermill(), "kernel.ipynb", "out.ipynb"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     options = dict(env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True)

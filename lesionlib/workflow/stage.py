@@ -31,6 +31,14 @@ from lesionlib.workflow.processes import failures
 # choose the same one, the second dies with this message before it runs any code.
 NO_KERNEL = "Kernel died before replying to kernel_info"
 ATTEMPTS = 3
+# jsonschema, which checks notebooks, builds a grammar of international web addresses when it is
+# imported: more than a second in every process. No notebook holds one; jsonschema does without.
+PAPERMILL = """
+import sys
+sys.modules["rfc3987_syntax"] = None
+from papermill.cli import papermill
+papermill()
+"""
 BEAT = 15  # observations of the GPUs between two notes of the time spent
 
 
@@ -106,10 +114,15 @@ def watch(sitting: Sitting, handles, peak: list, ended: threading.Event):
             return
 
 
+def papermill() -> list[str]:
+    """The command that runs papermill, without its arguments."""
+    return [sys.executable, "-c", PAPERMILL]
+
+
 def run_papermill(given) -> tuple[int, dict]:
     """Execute the notebook; returns exit status, and its start and use of GPUs."""
     command = [
-        "papermill",
+        *papermill(),
         given.notebook,
         given.executed,
         "--cwd",
