@@ -16,17 +16,29 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on what may be two core
     torch.set_num_threads(1)
 
 
+def of_study(file) -> bool:
+    """Whether a file, relative to the repository, has tests of whole runs."""
+    return "mark.study" in (ROOT / file).read_text()
+
+
 class Scheduling(LoadFileScheduling):
     """Keeps tests that share a fixture in one process: those of whole runs, and those of a file."""
 
     def _split_scope(self, nodeid):
         file = nodeid.split("::")[0]
-        return "study" if "mark.study" in (ROOT / file).read_text() else file
+        return "study" if of_study(file) else file
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """How `-n 2` shares out the tests."""
+    """How `-n 2` shares out the tests: in the order of `pytest_collection_modifyitems`."""
+    config.option.loadscopereorder = False
     return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest, those of whole runs, so that no process waits for them at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not of_study(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session")
