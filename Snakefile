@@ -33,6 +33,7 @@ PAINTED = [  # those with images for the masks of S-test
 GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # resources of jobs that train or sample
 SOURCE = {key: getattr(data, key) for key in ("images", "masks", "table", "isic_root")}
 EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
+PAGES, LAST = list(STAGES)[:5], list(STAGES)[5:]  # written early, and with the report
 TEMPLATES = sorted(map(str, Path("lesionlib/report/templates").glob("*")))
 
 
@@ -382,19 +383,36 @@ rule figures:
         PAPERMILL
 
 
+rule pages:
+    "The executed notebooks 01 to 05 as pages, while the grid goes on."
+    input:
+        rules.image_quality.output,
+        TEMPLATES,
+    output:
+        [f"{RUN}/report/{stage}.html" for stage in PAGES],
+    params:
+        code=code_digest("lesionlib.report.pages:write_pages"),
+        values=literally([settings.run, *PAGES]),
+    log:
+        f"{RUN}/logs/pages.txt",
+    shell:
+        "python -m lesionlib.report.pages {params.values:q} > {log} 2>&1 " + AFTERWARDS
+
+
 rule report:
-    "The executed notebooks as linked pages, and provenance."
+    "The other notebooks as pages, the report, and provenance."
     input:
         rules.figures.output,
+        rules.pages.output,
         TEMPLATES,
     output:
         f"{RUN}/report/index.html",
         f"{RUN}/provenance.json",
     params:
-        code=code_digest("lesionlib.report.pages:write"),
-        settings=literally([settings.run, json.dumps(settings.flat())]),
+        code=code_digest("lesionlib.report.pages:main"),
+        values=literally([settings.run, *LAST, "--settings", json.dumps(settings.flat())]),
         stages=list(STAGES),
     log:
         f"{RUN}/logs/report.txt",
     shell:
-        "python -m lesionlib.report.pages {params.settings:q} > {log} 2>&1 " + AFTERWARDS
+        "python -m lesionlib.report.pages {params.values:q} > {log} 2>&1 " + AFTERWARDS

@@ -321,7 +321,8 @@ def sampling_rows(name, pipe, size, number, steps, repeats):
         torch.nn.init.normal_(layer.weight, std=0.02)  # so that control changes something
     masks = np.zeros((number, size, size), np.uint8)
     masks[:, size // 4 : size // 2, size // 4 : size // 2] = 1
-    settings = Sampling(ddim_steps=steps, sample_batch=number)
+    # without guidance by the mask, which takes another pass and which the pipeline does not have
+    settings = Sampling(ddim_steps=steps, sample_batch=number, control_guidance=1.0)
 
     def own(precision):
         made = controlnet.sample(
@@ -352,8 +353,8 @@ def sampling_rows(name, pipe, size, number, steps, repeats):
         )
         for said, key in (("default guidance", "default"), ("equal guidance", "equal"))
     ]
-    title = f"sampling, {name}: mean difference at equal guidance, float32 (limit 2)"
-    return [*rows, (title, apart, 2.0, "of 255")]
+    title = f"sampling, {name}: mean difference at equal guidance, float32 (limit 0.5)"
+    return [*rows, (title, apart, 0.5, "of 255")]
 
 
 def literal_pix2pixhd(examples, settings: Pix2PixHD, precision="no"):

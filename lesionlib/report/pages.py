@@ -1,9 +1,11 @@
 """The report of a run: executed notebooks as linked pages, and provenance.
 
-`python -m lesionlib.report.pages RUN SETTINGS-JSON` writes report/*.html and provenance.json. The
-pages are rendered from templates/; this module prepares their contents.
+`python -m lesionlib.report.pages RUN STAGE ... [--settings JSON]` writes report/STAGE.html of each
+stage; with all settings by their flat keys also report/index.html and provenance.json. The pages
+are rendered from templates/; this module prepares their contents.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -70,8 +72,8 @@ def title(path) -> str:
     return path.stem
 
 
-def write_pages(run) -> list[tuple[str, str]]:
-    """Write every executed notebook as a static page; returns (file name, title) of each."""
+def write_pages(run, stages=STAGES):
+    """Write the executed notebooks of these stages as static pages, report/STAGE.html."""
     from lesionlib.report.maths import OfflineExporter  # slow import, see below
 
     exporter = OfflineExporter(
@@ -81,13 +83,11 @@ def write_pages(run) -> list[tuple[str, str]]:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    pages = []
     for path in executed(run):
-        body, _ = exporter.from_filename(str(path))
-        with atomic_write(run / "report" / f"{path.stem}.html") as temporary:
-            temporary.write_text(body)
-        pages.append((f"{path.stem}.html", title(path)))
-    return pages
+        if path.stem in stages:
+            body, _ = exporter.from_filename(str(path))
+            with atomic_write(run / "report" / f"{path.stem}.html") as temporary:
+                temporary.write_text(body)
 
 
 def write_provenance(run, settings: dict):
@@ -324,12 +324,20 @@ def write_index(page, folder, links, figures):
         temporary.write_text(text)
 
 
-def write(run, settings: dict):
-    """Write a run's provenance and report; `settings`: all settings by their flat keys."""
-    write_provenance(run, settings)
-    write_index(run / "report" / "index.html", run, write_pages(run), run / "figures")
+def main(arguments=None):
+    """Entry point."""
+    options = argparse.ArgumentParser(description="Write pages of executed notebooks.")
+    options.add_argument("run", type=resolve)
+    options.add_argument("stages", nargs="*", metavar="stage")
+    options.add_argument("--settings", type=json.loads, help="also the report of these settings")
+    given = options.parse_args(arguments)
+    write_pages(given.run, given.stages)
+    if given.settings:
+        write_provenance(given.run, given.settings)
+        links = [(f"{path.stem}.html", title(path)) for path in executed(given.run)]
+        write_index(given.run / "report" / "index.html", given.run, links, given.run / "figures")
 
 
 if __name__ == "__main__":
     sys.modules["rfc3987_syntax"] = None  # as for papermill, see `workflow.stage.PAPERMILL`
-    write(resolve(sys.argv[1]), json.loads(sys.argv[2]))
+    main()

@@ -412,10 +412,11 @@ def ablation(table: pd.DataFrame) -> str:
     column = "automatic_masks" if "automatic_masks" in tried else "mask_fidelity"
     fullest = tried.loc[tried[column].idxmax()]
     where = "automatic masks" if column == "automatic_masks" else "the masks"
-    same = "it" if fullest["variant"] == nearest["variant"] else f"**{fullest['variant']}**"
+    other = fullest["variant"] != nearest["variant"]
+    most = f", **{fullest['variant']}** has" if other else " and"
     return (
         f"Of {len(tried)} variants **{nearest['variant']}** has the lowest KID "
-        f"({nearest['kid']:.2f}; real images {real['kid']:.2f}), and {same} the highest fidelity "
+        f"({nearest['kid']:.2f}; real images {real['kid']:.2f}){most} the highest fidelity "
         f"on {where} ({fullest[column]:.2f}; real images {real[column]:.2f}). Each was trained "
         "once."
     )

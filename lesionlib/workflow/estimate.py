@@ -44,7 +44,7 @@ FIXED = {
     "05_image_quality": 2.0,
     "06_segmentation": 1.1,
     "07_figures": 1.0,
-    "report": 0.6,
+    "report": 0.4,
     "grid": 1.3,
 }
 NOTEBOOKS = 40e6  # bytes of notebooks, figures and report of a run
@@ -261,7 +261,8 @@ def planned_jobs(settings: Settings, sizes: dict, share: float, cores: int) -> l
         Job("image_quality", "05_image_quality", {"judged": judged(settings, sizes)}, quality),
         Job("segmentation", "06_segmentation", {}, final),
         Job("figures", "07_figures", {}, last),
-        Job("report", "report", {}, frozenset({"figures"})),
+        Job("pages", "report", {}, frozenset({"image_quality"})),
+        Job("report", "report", {}, frozenset({"figures", "pages"})),
     ]
 
 
