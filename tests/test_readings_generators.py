@@ -235,7 +235,7 @@ def test_the_best_variants_are_those_of_the_table(generator, plan):
     assert f"Of {len(tried)} variants **{tried.loc[tried['kid'].idxmin(), 'variant']}**" in said
     best = tried.assign(kid=1.0)
     best.loc[best.index[0], ["kid", "mask_fidelity", "automatic_masks"]] = 0.0, 1.0, 1.0
-    assert "and it the highest" in reading.ablation(pd.concat([table[:1], best])[table.columns])
+    assert ") and the highest" in reading.ablation(pd.concat([table[:1], best])[table.columns])
 
 
 def test_budgets_are_compared_where_the_diffusion_model_is_trained():
