@@ -33,7 +33,7 @@ PAINTED = [  # those with images for the masks of S-test
 GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # resources of jobs that train or sample
 SOURCE = {key: getattr(data, key) for key in ("images", "masks", "table", "isic_root")}
 EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
-PAGES, LAST = list(STAGES)[:5], list(STAGES)[5:]  # written early, and with the report
+EARLY, LATE = list(STAGES)[:5], list(STAGES)[5:]  # pages beside the grid, and with the report
 TEMPLATES = sorted(map(str, Path("lesionlib/report/templates").glob("*")))
 
 
@@ -389,10 +389,10 @@ rule pages:
         rules.image_quality.output,
         TEMPLATES,
     output:
-        [f"{RUN}/report/{stage}.html" for stage in PAGES],
+        [f"{RUN}/report/{stage}.html" for stage in EARLY],
     params:
         code=code_digest("lesionlib.report.pages:write_pages"),
-        values=literally([settings.run, *PAGES]),
+        values=literally([settings.run, *EARLY]),
     log:
         f"{RUN}/logs/pages.txt",
     shell:
@@ -410,8 +410,7 @@ rule report:
         f"{RUN}/provenance.json",
     params:
         code=code_digest("lesionlib.report.pages:main"),
-        values=literally([settings.run, *LAST, "--settings", json.dumps(settings.flat())]),
-        stages=list(STAGES),
+        values=literally([settings.run, *LATE, "--settings", json.dumps(settings.flat())]),
     log:
         f"{RUN}/logs/report.txt",
     shell:

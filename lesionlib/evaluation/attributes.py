@@ -82,14 +82,18 @@ def train(
     return fit(model, loss_at, folder, schedule, record, desc="attribute_classifier")
 
 
+def precision_of(training) -> str:
+    """The mixed precision of its training: that of the generators, but 32 bits in place of fp16."""
+    return training.precision.replace("fp16", "no")
+
+
 def prepare(run, part, goals: pd.DataFrame, settings, **facts) -> nn.Module:
     """The classifier of a run, trained on the images of a `dataset.Study` unless it is current.
 
-    Uses the groups `classifier`, `training` and `augmentation` of `settings`. Where the generators
-    are trained in fp16, it is trained in 32 bits.
+    Uses the groups `classifier`, `training` and `augmentation` of `settings`.
     """
     folder, seed = resolve(run), settings.training.generator_seed
-    precision = settings.training.precision.replace("fp16", "no")
+    precision = precision_of(settings.training)
     warps = settings.augmentation if "classifier" in settings.augmentation.trainings else None
     values = {"steps": settings.classifier.steps, "seed": seed, "precision": precision}
     weights = Artefact(

@@ -413,7 +413,7 @@ def ablation(table: pd.DataFrame) -> str:
     fullest = tried.loc[tried[column].idxmax()]
     where = "automatic masks" if column == "automatic_masks" else "the masks"
     other = fullest["variant"] != nearest["variant"]
-    most = f", **{fullest['variant']}** has" if other else " and"
+    most = f", and **{fullest['variant']}** has" if other else " and"
     return (
         f"Of {len(tried)} variants **{nearest['variant']}** has the lowest KID "
         f"({nearest['kid']:.2f}; real images {real['kid']:.2f}){most} the highest fidelity "

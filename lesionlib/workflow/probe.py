@@ -272,7 +272,7 @@ def try_classifier(settings, folder: Path) -> dict:
     images = pairs(attributes.BATCH, settings.data.image_size)[0]
     goals = pd.DataFrame(np.eye(attributes.BATCH, 8))
     warps = settings.augmentation if "classifier" in settings.augmentation.trainings else None
-    precision = settings.training.precision.replace("fp16", "no")
+    precision = attributes.precision_of(settings.training)
     options = dict(steps=1000, seed=0, record={}, precision=precision, warps=warps)
     found = step_of(lambda: attributes.train(images, goals, folder / "classifier", **options))
     return {"seconds": {"classifier": found}}
