@@ -453,7 +453,6 @@ def test_training_parts_are_a_share_of_s_train_and_what_is_added():
     )
     for one, real, added in (
         (cell(), 10, []),
-        (cell(share=25), 2, []),
         (cell("controlnet", 3), 10, [0, 1, 2]),
         (cell("controlnet_mixed", 3), 10, [0, 1, 2]),
         (cell("controlnet", 2, 0), 0, [0, 1]),
@@ -466,10 +465,33 @@ def test_training_parts_are_a_share_of_s_train_and_what_is_added():
     found, _ = cells.training_part(cell("controlnet_shuffled", 3), data)
     np.testing.assert_array_equal(found[0][10:], made[:3])
     np.testing.assert_array_equal(found[1][10:], shapes[[2, 0, 1]])  # none keeps its own
-    found, number = cells.training_part(cell("real_pairs", 50, 20), data)
-    assert number == 2
-    np.testing.assert_array_equal(found[0], np.concatenate([images[:2], others[:4]]))
-    np.testing.assert_array_equal(found[1], np.concatenate([masks[:2], outlines[:4]]))
+
+
+def test_shares_are_drawn_at_random_nested_and_alike_for_all_arms_of_a_seed():
+    pairs = {name: (np.arange(n), np.arange(n) + 1000) for name, n in (("S-train", 580), ("G", 99))}
+    data = cells.CellData(pairs, {"controlnet": (*np.full((2, 3), -1), [0, 0, 0])}, {})
+
+    def drawn(share, method="real", amount=0, seed=0):
+        one = replace(cell(method, amount, share), seed=seed)
+        (images, masks), real = cells.training_part(one, data)
+        return images, masks, real
+
+    images, masks, real = drawn(25)
+    assert real == len(images) == 145 and (np.diff(images) > 0).all()
+    np.testing.assert_array_equal(masks, images + 1000)  # each keeps its own mask
+    assert 180 < images.mean() < 400 and images.max() > 500  # not the first ones
+    assert set(drawn(10)[0]) < set(images) < set(drawn(50)[0])
+    assert set(drawn(25, seed=1)[0]) != set(images)  # so that seeds speak of the draw too
+    np.testing.assert_array_equal(drawn(100)[0], np.arange(580))
+    np.testing.assert_array_equal(drawn(25, "controlnet", 3)[0], [*images, -1, -1, -1])
+    added = {}
+    for percent, number in ((25, 25), (50, 50), (100, 99)):
+        joined, others, real = drawn(25, "real_pairs", percent)
+        np.testing.assert_array_equal(joined[:real], images)
+        np.testing.assert_array_equal(others[real:], joined[real:] + 1000)
+        added[percent] = set(joined[real:])
+        assert len(added[percent]) == number
+    assert added[25] < added[50] < added[100] and max(added[25]) > 60
 
 
 def test_too_few_synthetic_pairs_are_refused():

@@ -55,7 +55,9 @@ def drawn(n: int, settings: Augmentation, draw: torch.Generator) -> torch.Tensor
 def single(masks: np.ndarray, settings: Augmentation, draw: torch.Generator) -> torch.Tensor:
     """Matrices (n, 2, 3) as `drawn`, which rarely mirror a second lesion into the picture.
 
-    Of TRIES draws for each of `masks` (n, S, S), the first with the fewest lesion regions.
+    Of TRIES draws for each of `masks` (n, S, S), the first with the fewest lesion regions. What
+    merely turns or mirrors a picture adds no lesion: fewer than `settings.share` are warped
+    further, and few of these shrink a large lesion.
     """
     tries = [drawn(len(masks), settings, draw) for _ in range(TRIES)]
     small = shrunk_masks(masks, min(COARSE, masks.shape[1]))

@@ -160,6 +160,8 @@ def load(name_or_path: str) -> StableDiffusionPipeline:
             "it where there is a network (./run_all.sh --prefetch with the same preset), or to '' "
             "to train a small base from scratch",
         ) from error
+    if "clip_sample" not in pipe.scheduler.config:  # DDIM would clip, which is for pixels
+        pipe.scheduler.register_to_config(clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

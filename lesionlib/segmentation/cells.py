@@ -83,28 +83,32 @@ def _synthetic(cell: Cell, pairs: tuple | None):
     return images[chosen], masks[of_masks]
 
 
+def _drawn(part, percent: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`percent` of the images and masks of `part`, drawn at random and kept in their order.
+
+    What one seed draws at a lower percentage is part of what it draws at a higher one.
+    """
+    order = np.random.default_rng(seed).permutation(len(part[0]))
+    rows = np.sort(order[: round(len(order) * percent / 100)])
+    return tuple(array[rows] for array in part)
+
+
 def training_part(cell: Cell, data: CellData):
     """Images and masks on which a cell is trained, and how many of them are of S-train.
 
-    They are the first `cell.share` percent of S-train, then what is added: synthetic pairs, or the
-    first `cell.amount` percent of G. InputError if there are too few synthetic pairs.
+    They are `cell.share` percent of S-train, then what is added: synthetic pairs, or `cell.amount`
+    percent of G. Both are drawn with the cell's seed: images stand in the order of their names,
+    which is one of places and years. InputError if there are too few synthetic pairs.
     """
-    images, masks = data.parts["S-train"]
-    real = round(len(images) * cell.share / 100)
-    if not cell.amount:
-        return (images[:real], masks[:real]), real
+    part = _drawn(data.parts["S-train"], cell.share, cell.seed)
     if cell.method == "real_pairs":
-        number = round(len(data.parts["G"][0]) * cell.amount / 100)
-        added = tuple(array[:number] for array in data.parts["G"])
-    else:
+        added = _drawn(data.parts["G"], cell.amount, cell.seed)
+    elif cell.amount:
         added = _synthetic(cell, data.synthetic.get(synthetic_set(cell.method)))
-    return (
-        tuple(
-            np.concatenate([array[:real], more])
-            for array, more in zip((images, masks), added, strict=True)
-        ),
-        real,
-    )
+    else:
+        return part, len(part[0])
+    joined = (np.concatenate(arrays) for arrays in zip(part, added, strict=True))
+    return tuple(joined), len(part[0])
 
 
 def measure_tests(model, tests: dict, tolerance: float) -> pd.DataFrame:

@@ -34,9 +34,9 @@ COST = {"unet": 1, "unet_imagenet": 1, "dcsaunet": 4}  # of a training, relative
 class Cell:
     """One training.
 
-    `method`: real or classical (`amount` 0); real_pairs, the first `amount` percent of G; or a set
-    of synthetic pairs, of which the first `amount` are added to the first `share` percent of
-    S-train, with an ending of TREATMENTS in that way. `schedule`: epochs, steps or plateau.
+    `method`: real or classical (`amount` 0); real_pairs, `amount` percent of G; or a set of
+    synthetic pairs, of which the first `amount` are added to `share` percent of S-train, with
+    an ending of TREATMENTS in that way. `schedule`: epochs, steps or plateau.
     """
 
     network: str
