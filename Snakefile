@@ -34,6 +34,8 @@ GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # resources
 SOURCE = {key: getattr(data, key) for key in ("images", "masks", "table", "isic_root")}
 EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
 EARLY, LATE = list(STAGES)[:5], list(STAGES)[5:]  # pages beside the grid, and with the report
+if not set(design.methods) - {"controlnet"}:
+    EARLY.remove("04_pix2pixhd")
 TEMPLATES = sorted(map(str, Path("lesionlib/report/templates").glob("*")))
 
 

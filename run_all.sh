@@ -9,12 +9,14 @@ if [ "${CONDA_DEFAULT_ENV:-}" = lesionlib ]; then  # the environment made from e
   bin=$CONDA_PREFIX/bin
 else
   bin=$PWD/.venv/bin
-  if [ ! -x "$bin/python" ]; then
+  # Without a stamp it may be what an interrupted first start has left, which has no pip.
+  if [ ! -x "$bin/python" ] ||
+    { [ ! -e .venv/lesionlib.stamp ] && ! "$bin/python" -m pip --version &> /dev/null; }; then
     for python in python3 python3.13 python3.12 python3.11; do
       "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break || python=
     done
     [ -n "$python" ] || fail "Python 3.11 or newer is needed and was not found. Install it, then start again."
-    "$python" -m venv .venv || { rm -rf .venv
+    "$python" -m venv --clear .venv || { rm -rf .venv
       fail "$python could not make a virtual environment. On Debian: apt install python3-venv"; }
   fi
 fi
@@ -24,7 +26,8 @@ stamp=$bin/../lesionlib.stamp
 state=$(cat requirements/*.txt pyproject.toml | cksum; pwd)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   echo "Installing the pinned packages (about 6 GB, minutes) ..." >&2
-  "$bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+  "$bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt ||
+    fail "uv could not be installed; see the message above. Is the package index reachable?"
   # Compile bytecode now: where Python cannot write it later, kernels start three times slower.
   install() { "$bin/python" -m uv pip install -q --compile-bytecode --python "$bin/python" "$@"; }
   install --require-hashes -r requirements/study.txt ||

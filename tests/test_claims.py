@@ -153,13 +153,21 @@ def test_arms_of_fewer_seeds_are_compared_on_those_that_both_have():
     rows = made_up({("controlnet", 10): 0.05})
     few = rows[(rows["method"] != "controlnet") | (rows["seed"] < 3)]
     table = claims.table2_claims(few)
-    assert table["seeds"].tolist() == [3] and "3 seeds;" in table["sentence"][0]
+    said = "3 seeds with one training of each generator;"
+    assert table["seeds"].tolist() == [3] and said in table["sentence"][0]
     found = claims.arms(few)
     first, second = claims.paired(found["controlnet 10"], found["real 0"])
     assert first.shape == second.shape == (1, 3, 150)
     none = found["real 0"].rename(index=lambda seed: seed + 9, level="seed")
     with pytest.raises(ValueError, match="no seed in common"):
         claims.paired(found["controlnet 10"], none)
+
+
+def test_a_generator_is_judged_by_the_controls_whatever_it_is_called():
+    rows = made_up({("classicalgan", 10): 0.05, ("classical", 0): 0.05})
+    rows = rows[rows["method"] != "real_pairs"]
+    table = claims.controls(rows).set_index("arm")["verdict"]
+    assert table["classicalgan 10"] == "inconclusive" and table["classical 0"] == "supported"
 
 
 def test_generators_are_resampled_too():
@@ -184,7 +192,7 @@ def test_a_run_without_synthetic_arms_judges_nothing():
     [
         (0.05, 0.05, "better, also with equal optimiser steps"),
         (0.05, 0.0, "the gain does not survive equal training"),
-        (0.0, 0.05, "better with equal optimiser steps, though not with equal epochs"),
+        (0.0, 0.05, "better with equal optimiser steps, not shown with equal epochs"),
         (0.0, 0.0, "not shown to be better under either schedule"),
     ],
 )
@@ -295,6 +303,10 @@ def test_one_training_of_each_generator_gives_no_p_value_and_no_verdict():
     compared = claims.compare_generators(quality(2, seeds=1), "ssim")
     assert compared[["p", "p_images", "p_holm"]].isna().all(None) and compared["difference"][0] > 0
     assert claims.compare_generators(quality(2), "ssim")["p"][0] < 0.05
+    other = quality(2).query("method == 'controlnet' and generator_seed == 0")
+    known = pd.concat([quality(2), other.assign(method="elsewhere")])  # trained once, by others
+    row = claims.compare_generators(known, "ssim").set_index("arm").loc["elsewhere"]
+    assert row["seeds"] == 1 and row[["p", "p_images", "p_holm"]].isna().all()
 
 
 def test_generators_are_sampled_a_gain_of_two_seeds_that_differ_is_not_supported():

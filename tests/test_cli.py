@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def folders(tmp_path):
         (["--images", "tests", "--masks", "tests", "--config", "source=phantom"], "phantom does"),
         (["--lesion-value", "two", "--check"], "it must be an integer, at least -1"),
         (["--images", "nowhere", "--check"], "nowhere: the folder does not exist"),
+        (["--verify", "runs/a", "runs/b"], "runs/b: this command takes no such argument"),
+        (["--publish", "runs/a", "--typo"], "--typo: this command takes no such argument"),
     ],
 )
 def test_what_cannot_be_meant_is_one_clear_line(arguments, said, capsys):
@@ -75,6 +78,56 @@ def test_a_dry_run_with_unusual_names_and_paths_plans_the_study(folders):
     assert process.returncode == 0, process.stderr[-2000:]
     assert "image_quality" in process.stdout + process.stderr
     assert not (ROOT / "runs" / name).exists()
+
+
+def test_a_run_without_pix2pixhd_promises_no_page_of_it():
+    command = [sys.executable, "-m", "lesionlib.workflow.cli", "--preset", "smoke", "-n"]
+    command += ["--name", "test-controlnet", "--config", "methods=[controlnet]"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = process.stdout + process.stderr
+    assert process.returncode == 0 and "report/03_controlnet.html" in said
+    assert "04_pix2pixhd" not in said
+
+
+def test_folders_of_pairs_may_have_a_colon_in_their_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b").mkdir()
+    given = cli.parser().parse_args(["--external", "one=a:b", "--external", "two=x:y"])
+    found = cli.overrides(given)["external_tests"]
+    assert found == {"one": f"{tmp_path}/a:b", "two": f"{tmp_path}/x:{tmp_path}/y"}
+
+
+STAND_IN = """#!/bin/sh
+echo "$0 $*" >> "{log}"
+case "$*" in
+  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *uv.txt) exit 1 ;;
+esac
+"""
+
+
+def test_remains_of_an_interrupted_first_start_are_made_again(tmp_path):
+    log, stand_in = tmp_path / "log", tmp_path / "bin" / "python3"
+    python = tmp_path / ".venv" / "bin" / "python"
+    for path in (stand_in, python, tmp_path / "requirements" / "uv.txt"):
+        path.parent.mkdir(parents=True)
+        path.write_text("#!/bin/sh\nexit 1\n")  # `python -m pip --version` fails
+        path.chmod(0o755)
+    stand_in.write_text(STAND_IN.format(log=log))
+    for name in ("run_all.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    variables = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+
+    def start():
+        log.write_text("")
+        process = subprocess.run(
+            ["bash", tmp_path / "run_all.sh"], env=variables, capture_output=True, text=True
+        )
+        assert process.returncode == 1 and "uv could not be installed" in process.stderr
+        return "-m venv --clear .venv" in log.read_text()
+
+    assert start()
+    assert not start()  # with pip it stays as it is
 
 
 def test_check_says_what_was_found_and_writes_nothing_but_a_contact_sheet(folders, capsys):

@@ -628,6 +628,15 @@ def test_attributes_are_read_once_from_the_masks(tmp_path, monkeypatch):
     assert attribute_masks.attribute_flags(tmp_path).equals(flags)
 
 
+def test_attributes_are_read_from_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    write_attribute_masks(tmp_path, FLAGS)
+    monkeypatch.setattr(attribute_masks, "write_csv", refuse)
+    assert len(attribute_masks.attribute_flags(tmp_path)) == len(FLAGS)
+
+
 def test_attributes_are_read_again_for_other_masks(tmp_path):
     write_attribute_masks(tmp_path, FLAGS)
     attribute_masks.attribute_flags(tmp_path)

@@ -220,8 +220,8 @@ def test_the_command_tries_keeps_and_says_it(monkeypatch, tmp_path, capsys):
     assert asked == [(1 + 2 + 3 + 2 + 4, 2)]
     more = config.load("smoke", {"seeds": [0, 1, 2], "most_steps": 9}, "other")
     assert status.kept_file(settings).exists() and status.kept_file(more).exists()
-    other = config.load("smoke", {"batch": 32})
-    assert not status.kept_file(other).exists()
+    for told in ({"batch": 32}, {"networks": ["unet"]}):  # what was not tried
+        assert not status.kept_file(config.load("smoke", told)).exists()
     for wrong, said in (
         (["--nonsense"], "there is no such option"),
         (["--images", "nowhere"], "nowhere: this does not exist"),
@@ -236,6 +236,19 @@ def test_without_pix2pixhd_there_is_no_job_of_it_and_without_images_they_are_ass
     assert not any("pix2pixhd" in (one.name, *one.after) for one in alone)
     sizes, told = estimate.parts(config.load("isic", {"images": "/nowhere", "masks": "/nowhere"}))
     assert sum(sizes.values()) == estimate.ASSUMED and "the source is not at hand" in told
+
+
+def test_the_parts_are_those_of_the_file_that_the_run_reads(tmp_path):
+    path = tmp_path / "split.csv"
+    rows = "a.jpg;G\nb;G\nc;S-train\nd;S-val\ne;S-test\n"
+    settings = config.load("quick", {"split": str(path)})
+    path.write_text(f"Image_ID;Split\n{rows}")
+    sizes, told = estimate.parts(settings)
+    assert list(sizes.values()) == [2, 1, 1, 1] and told.startswith("5 ")
+    for text, said in ((rows + "a;S-val\n", "'a' is in more than one"), ("a;G\n", "is in S-train")):
+        path.write_text(f"id;split\n{text}")
+        with pytest.raises(InputError, match=said):
+            estimate.parts(settings)
 
 
 def test_a_run_says_it_at_the_start_and_counts_down(monkeypatch, tmp_path, capsys):

@@ -77,11 +77,29 @@ def test_rows_of_table_2_say_what_was_trained_on():
         "25 % of S-train (145) alone",
         "S-train, classical augmentation",
         "S-train + 830 ControlNet (paper: 1,000)",
-        "25 % of S-train (145) + 60 Pix2PixHD (0.10 × S-train)",
-        "25 % of S-train (145) + 830 ControlNet, masks of other pairs (paper: 1,000)",
+        "25 % of S-train (145) + 60 Pix2PixHD (0.41 × these)",
+        "25 % of S-train (145) + 830 ControlNet, masks of other pairs (5.72 × these)",
         "25 % of S-train (145) + 660 real pairs of G",
         "830 gan (paper: 1,000) only",
     ]
+
+
+def test_the_papers_dice_stands_where_amount_and_schedule_correspond():
+    columns = ["network", "method", "amount", "share", "schedule", "pairs"]
+    rows = [
+        ("unet", "real", 0, 100, "epochs", 580),
+        ("unet", "real", 0, 100, "steps", 580),
+        ("unet", "controlnet", 830, 100, "epochs", 1410),
+        ("unet", "controlnet", 830, 100, "steps", 1410),
+        ("unet", "controlnet", 4150, 100, "steps", 4730),  # not trained with equal epochs
+        ("unet", "controlnet", 500, 100, "epochs", 1080),  # no amount of the paper
+        ("unet", "controlnet", 830, 25, "steps", 975),
+        ("dcsaunet", "controlnet", 4150, 100, "steps", 4730),
+        ("dcsaunet", "real", 0, 100, "steps", 580),
+    ]
+    found = paper.join_table2(pd.DataFrame(rows, columns=columns))
+    assert found[columns].apply(tuple, axis=1).tolist() == rows
+    assert found["paper dice"].fillna(0).tolist() == [0.861, 0, 0.912, 0, 0.914, 0, 0, 0, 0.903]
 
 
 def test_verdicts_have_their_colour_in_notebooks(monkeypatch):

@@ -13,6 +13,24 @@ def test_digest_distinguishes_content_shape_and_type():
     assert len({provenance.digest(value) for value in values}) == len(values)
 
 
+def test_the_state_of_a_folder_is_that_of_its_own_files(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1")
+    before = provenance.files_state(tmp_path)
+    derived = "ISIC2018_Task2_Training_attributes.csv"
+    masks = tmp_path / "ISIC2018_Task2_Training_GroundTruth_v3"
+    masks.mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", derived):
+        (tmp_path / name).write_bytes(b"x")
+        assert provenance.files_state(tmp_path) == before, name
+    assert provenance.files_state(tmp_path / ".DS_Store") != provenance.files_state("")
+    masks.rmdir()
+    assert provenance.files_state(tmp_path) != before  # without the masks it is an input
+    (tmp_path / derived).unlink()
+    assert provenance.files_state(tmp_path) == before
+    (tmp_path / "b.png").write_bytes(b"1")
+    assert provenance.files_state(tmp_path) != before
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})

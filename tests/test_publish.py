@@ -13,7 +13,8 @@ from PIL import Image
 
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import ROOT, write_csv, write_json
+from lesionlib.engine.files import ROOT, run_lock, write_csv, write_json
+from lesionlib.engine.provenance import file_digest
 from lesionlib.evaluation.claims import VERDICTS
 from lesionlib.evaluation.paper import NAMES
 from lesionlib.report import plots, publish
@@ -50,7 +51,7 @@ def opened(data: bytes) -> np.ndarray:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A finished run on real images: one sheet, one plot, a notebook that shows both."""
-    folder, shown = tmp_path / "runs" / "mine", []
+    folder, shown, clinic = tmp_path / "runs" / "mine", [], tmp_path / "clinic ü"
     monkeypatch.setattr(plots, "display", shown.append)
     images, masks = patients()
     painted = patients(seed=1)[0]
@@ -71,7 +72,9 @@ def run(tmp_path, monkeypatch):
             {"output_type": "display_data", "data": {"image/png": text}, "metadata": metadata}
         )
     text = [
-        f"{tmp_path}/clinic/images/7.jpg\n",
+        f"{clinic}/images/7.jpg\n",
+        f"WARNING: {clinic}/images/Meier_Anna/Li/7.jpg: a second file of this id\n",
+        f"WARNING: {clinic}/split.csv: ids that are no image: 1, as Huber_Max\n",
         "WARNING: files left out: 1, such as Müller, Eva (2).jpg, surname_forename_00: melanoma",
         "surname_fore... a lesion\n",
     ]
@@ -99,10 +102,12 @@ def run(tmp_path, monkeypatch):
         )
     _write_tables(folder / "tables")
     for name in ("images", "masks"):
-        (tmp_path / "clinic" / name).mkdir(parents=True)
+        (clinic / name / "Meier_Anna" / "Li").mkdir(parents=True)
         for stem in ("Müller, Eva (2)", "surname_forename_00", "7", "20231"):
-            (tmp_path / "clinic" / name / f"{stem}.jpg").touch()
-    own = {"images": f"{tmp_path}/clinic/images", "masks": f"{tmp_path}/clinic/masks"}
+            (clinic / name / f"{stem}.jpg").touch()
+    (clinic / "split.csv").write_text("id,split\n7,G\nHuber_Max,G\n")
+    own = {"images": f"{clinic}/images", "masks": f"{clinic}/masks", "split": f"{clinic}/split.csv"}
+    own |= {"base_model": f"{clinic}/base"}
     settings = config.load("isic", own).flat()
     write_json(
         folder / "provenance.json",
@@ -114,7 +119,7 @@ def run(tmp_path, monkeypatch):
                 "07_figures": {"seconds": 120},
             },
             "images": {"G": 40, "S-train": 14, "S-val": 2, "S-test": 4},
-            "quarantine": f"1 of 4 images: {tmp_path}/clinic/images/Müller, Eva (2).jpg: damaged",
+            "quarantine": f"1 of 4 images: {clinic}/images/Müller, Eva (2).jpg: damaged",
             "artefacts": {"models/x": {"trained_on": ["7", "surname_forename_00"]}},
             "environment": {"python": "3", "packages": {"torch": "2"}, "hardware": "two cores"},
         },
@@ -170,7 +175,8 @@ def _write_tables(folder):
             {
                 "network": "unet",
                 "method": ["real", *arms],
-                "amount": [0, 5, 5],
+                "amount": [0, 10, 10],  # as many times S-train as 1,000 are in the paper
+                "pairs": [7, 17, 17],
                 "share": 100,
                 "schedule": "epochs",
                 "trained on": ["real 0", "controlnet 5", "pix2pixhd 5"],
@@ -277,7 +283,9 @@ def test_no_path_of_the_machine_and_no_table_of_patients_is_published(run, tmp_p
         if path.suffix in (".ipynb", ".json", ".csv", ".html")
     ]
     assert len(texts) > 8
-    assert not any(f"{tmp_path}/clinic" in text or "patient-17" in text for text in texts)
+    assert not any(str(tmp_path) in text or "patient-17" in text for text in texts)
+    facts = json.loads((folder / "provenance.json").read_text())["settings"]
+    assert facts["split"] == ".../split.csv" and facts["base_model"] == ".../base"
     assert any(".../images/case-0002.jpg" in text for text in texts)
 
 
@@ -286,14 +294,24 @@ def test_no_name_of_an_own_image_is_in_any_published_byte(run):
         folder = publish.publish(run, show_images)
         for path in folder.rglob("*"):
             data = path.read_bytes() if path.is_file() else b""
-            for name in ("Müller", "M\\u00fcller", ", Eva", "surname", "patient-17", "/7.jpg"):
+            for name in (
+                "Müller",
+                "M\\u00fcller",
+                ", Eva",
+                "surname",
+                "patient-17",
+                "/7.jpg",
+                "Meier",
+                "/Li/case",
+                "Huber",
+            ):
                 assert name.encode() not in data, (path, name)
     table = pd.read_csv(folder / "tables" / "image_quality.csv")
     assert table["mse"].tolist() == [0.20231, 7, 7]
-    assert table["id"].tolist() == ["case-0001", "case-0002", "case-0004"]
+    assert table["id"].tolist() == ["case-0001", "case-0002", "case-0007"]
     facts = json.loads((folder / "provenance.json").read_text())
-    assert facts["artefacts"]["models/x"]["trained_on"] == ["case-0002", "case-0005"]
-    assert ".../images/case-0003.jpg: damaged" in facts["quarantine"]
+    assert facts["artefacts"]["models/x"]["trained_on"] == ["case-0002", "case-0008"]
+    assert ".../images/case-0006.jpg: damaged" in facts["quarantine"]
 
 
 def test_names_of_a_public_source_stay(run):
@@ -363,6 +381,26 @@ def test_the_time_of_a_run_is_a_lower_bound_where_sittings_were_not_recorded():
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     with pytest.raises(InputError, match="it is not a finished run"):
         publish.publish(tmp_path)
+
+
+def test_a_run_that_is_active_or_half_rerun_is_refused(run):
+    table, notebook = run / "tables" / "table1.csv", run / "notebooks" / "01_data.ipynb"
+    facts = json.loads((run / "provenance.json").read_text())
+    write_json(
+        run / "provenance.json", facts | {"sha256": {"tables/table1.csv": file_digest(table)}}
+    )
+    with run_lock(run), pytest.raises(InputError, match="another run is active"):
+        publish.publish(run)
+    content = json.loads(notebook.read_text())
+    error = {"output_type": "error", "ename": "ValueError", "evalue": "no"}
+    content["cells"][1]["outputs"].append(error)
+    write_json(notebook, content)
+    with pytest.raises(InputError, match="a notebook has failed .*01_data.*cell 2: ValueError: no"):
+        publish.publish(run)
+    for change in (lambda: table.write_text("method\n"), table.unlink):
+        change()
+        with pytest.raises(InputError, match="table1.csv: it has changed since .* let ./run_all"):
+            publish.publish(run)
 
 
 @pytest.mark.parametrize(

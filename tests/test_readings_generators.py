@@ -73,7 +73,8 @@ def judged(mean, chance):
 
 def test_a_reference_segmenter_near_chance_judges_nothing():
     said = reading.reference(judged(0.85, 0.1))
-    assert "expect about 0.85, not 1" in said and "weakest on small lesions (0.750)" in said
+    assert "scores about 0.85, an easier one more" in said
+    assert "weakest on small lesions (0.750)" in said
     said = reading.reference(judged(0.15, 0.1))
     assert "says nothing about generators" in said and "expect" not in said
 
@@ -137,8 +138,8 @@ def validations(last_wrong, last_fidelity, number=2):
     (validations(0.36, 0.9), "Both say that the ControlNet uses the mask"),
     (validations(0.36, 0.25), "do not yet lie in it"),
     (validations(0.301, 0.9), "The lesions have moved into the masks, but the loss does not"),
-        (validations(0.301, 0.25), "Nothing in these curves"),
-    (validations(0.36, 0.9, number=1), "One validation: wrong masks change the loss by +20.0%"),
+    (validations(0.301, 0.25), "Nothing in these curves"),
+    (validations(0.36, 0.9, number=1), "In the last validation wrong masks change the loss by"),
 ])  # fmt: skip
 def test_curves_say_whether_the_mask_is_used(given, said):
     assert said in reading.learning(given)

@@ -177,9 +177,11 @@ def test_survival_is_told_once_for_each_conclusion():
     assert own.survival(none * 3) == [
         "3 of 3 comparisons under both schedules: not shown to be better under either schedule."
     ]
-    first, second = own.survival(none + claims.survival(both("supported", "inconclusive")))
+    first, second = own.survival(none + claims.survival(both("supported", "ruled out")))
     assert first.startswith("1 of 2") and "(U-Net, " not in first
     assert "does not survive equal training (U-Net, controlnet 9 against real 0)." in second
+    (open_,) = claims.survival(both("supported", "inconclusive"))  # no evidence is none of absence
+    assert open_.endswith("better with equal epochs, not shown with equal optimiser steps.")
     assert own.survival([]) == ["No claim was tested under both schedules."]
 
 

@@ -119,6 +119,7 @@ def test_a_split_from_a_file(tmp_path):
         (["a", "b"], None, "no image is in S-train"),
         (["a"], "id,split\na,test\n", "unknown part 'test'"),
         (["a"], "id\na\n", "no columns"),
+        (["a"], "id,split\na,G\nb,G\nb.jpg,S-test\n", "'b' is in more than one part: G, S-test"),
     ]:
         if text:
             path.write_text(text)

@@ -6,6 +6,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import psutil
 import pynvml
 import pytest
 
@@ -65,6 +66,30 @@ def test_the_time_of_all_sittings_is_kept_that_of_a_killed_one_included(tmp_path
     found = trace.stages(tmp_path)["01_data"]
     assert found["sittings"] == 2
     assert 50.3 <= found["cpu_seconds"] < 100 < found["seconds"] < 200
+
+
+def test_a_signal_reaches_the_kernel_though_other_processes_end_or_are_hidden(monkeypatch):
+    class Child:
+        def __init__(self, found, gone=False):
+            self.found, self.gone, self.got = found, gone, []
+
+        def cmdline(self):
+            if isinstance(self.found, Exception):
+                raise self.found
+            return self.found
+
+        def send_signal(self, number):
+            if self.gone:
+                raise psutil.NoSuchProcess(1)
+            self.got.append(number)
+
+    kernel = ["python", "-m", "ipykernel_launcher"]
+    hidden = [Child(psutil.NoSuchProcess(1)), Child(psutil.AccessDenied(2))]
+    children = [*hidden, Child(kernel, gone=True), Child(kernel), Child(["sh"])]
+    found = SimpleNamespace(children=lambda recursive: children)
+    monkeypatch.setattr(stage.psutil, "Process", lambda: found)
+    stage.forward_signal(15, None)
+    assert [child.got for child in children] == [[], [], [], [15], []]
 
 
 @pytest.mark.parametrize(

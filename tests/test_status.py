@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,32 @@ def test_the_command_lists_them_and_a_run_without_a_plan_is_one_clear_error(
     assert "there is no plan of its grid" in capsys.readouterr().err
     with pytest.raises(InputError):
         ledger.state(tmp_path / "nowhere")
+
+
+def test_a_time_that_cannot_be_told_is_unknown_and_the_lines_go_on(run, monkeypatch, capsys):
+    def fail(settings):
+        raise KeyError("dcsaunet")
+
+    monkeypatch.setattr(status, "EVERY", 0.05)
+    monkeypatch.setattr(status, "kept_file", lambda settings: run / "log.csv")
+    settings = config.load("smoke").model_copy(update={"run": str(run)})
+    with status.reported(settings, fail):
+        time.sleep(0.6)
+    first, line = capsys.readouterr().err.splitlines()
+    assert "--estimate" in first and line.startswith("grid: 2 of 6")
+    answers = iter([OSError(), ("3 min left", True)])
+
+    def left():
+        answer = next(answers, ("", False))
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    known = SimpleNamespace(first=lambda: "Estimate", left=left)
+    with status.reported(settings, lambda settings: known):
+        time.sleep(0.6)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Estimate" and said[1].endswith("3 min left")
 
 
 def test_a_line_is_written_when_something_has_changed(run, monkeypatch, capsys):

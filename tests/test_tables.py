@@ -49,6 +49,11 @@ def test_a_spreadsheet_and_an_empty_table_are_named(path):
             tables.read_table(path)
 
 
+def test_a_table_whose_first_column_begins_like_a_spreadsheet_is_read(path):
+    path.write_text("PK_ID,image\n1,b\n")
+    assert list(tables.read_table(path)) == ["pk_id", "image"]
+
+
 def test_ids_may_have_dots_folders_endings_capitals_and_isics_suffix(path):
     ids = ["a.1", r"C:\\x\\B.JPG", "ISIC_0000002_downsampled"]
     found, notes = read(path, "id,diagnosis\n" + "".join(f"{name},nv\n" for name in ids))

@@ -87,10 +87,18 @@ def test_the_interval_holds_the_place_where_few_seeds_tell_only_that_apart():
     assert found["at_most"] and found["low"] == -np.inf and found["high"] > found["worth"]
 
 
-def test_a_dip_of_the_measured_curve_does_not_mislead_the_place():
-    assert worth._place(0.80, [10, 100, 1000, 10000], [0.7, 0.81, 0.79, 0.9]) == pytest.approx(
-        100, rel=0.05
-    )
+def test_a_dip_of_the_measured_curve_does_not_mislead_place_and_ends():
+    def placed(dice, means):
+        base, rng = np.zeros(40), np.random.default_rng(6)
+        knots = [(10**n, scores(rng, m, base, noise=0, of_seeds=0)) for n, m in enumerate(means)]
+        return worth.worth(scores(rng, dice, base, noise=0, of_seeds=0), knots, 0)
+
+    inner = placed(0.80, [0.7, 0.81, 0.79, 0.9])  # 10 and 100 pairs are as good
+    assert inner["worth"] == pytest.approx(10, rel=0.05)
+    assert not inner["at_most"] and not inner["at_least"]
+    least, most = placed(0.793, [0.80, 0.79, 0.85]), placed(0.855, [0.70, 0.86, 0.84])
+    assert least["at_most"] and least["low"] == -np.inf and not least["at_least"]
+    assert most["at_least"] and most["high"] == np.inf and not most["at_most"]
 
 
 def rows_of(method, amount, share, pairs, dice):

@@ -1,6 +1,7 @@
 """The dermoscopic attributes of ISIC 2018 Task 2 as flags, read from the attribute masks."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -27,9 +28,9 @@ def is_marked(path) -> int:
 def attribute_flags(folder) -> pd.DataFrame:
     """Columns id and the five attributes (0/1) of ISIC 2018 Task 2, from the download folder.
 
-    Read once from the masks and stored as ISIC2018_Task2_Training_attributes.csv, which is used
-    as long as it lists the same ids as the masks, or if there are no masks. Raises InputError if
-    there is neither, if a mask is missing or corrupt, or if the table cannot be written.
+    Read once from the masks and stored as ISIC2018_Task2_Training_attributes.csv, if the folder can
+    be written to; it is used as long as it lists the same ids as the masks, or if there are none.
+    Raises InputError if there is neither, or if a mask is missing or corrupt.
     """
     table = resolve(folder) / "ISIC2018_Task2_Training_attributes.csv"
     masks = resolve(folder) / "ISIC2018_Task2_Training_GroundTruth_v3"
@@ -45,9 +46,6 @@ def attribute_flags(folder) -> pd.DataFrame:
         marked = list(progress(pool.map(is_marked, paths), desc="attributes", total=len(paths)))
     flags = pd.DataFrame(np.reshape(marked, (len(ids), -1)), columns=ATTRIBUTES)
     flags.insert(0, "id", ids)
-    try:
+    with suppress(OSError, InputError):  # a folder that is not ours, or a full disk
         write_csv(table, flags)
-    except OSError as error:
-        problem = f"cannot be read or written ({error})"
-        raise InputError(table, problem, "check its permissions, or use another folder") from error
     return flags

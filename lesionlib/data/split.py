@@ -109,10 +109,11 @@ def reached(names: np.ndarray, method: str, generator_share: float) -> str:
     return f"WARNING: sizes of the split, in brackets those aimed at: {shown}; groups stay together"
 
 
-def from_file(path, ids) -> np.ndarray:
-    """Part names of `ids` from a CSV with columns id and split.
+def read_file(path, ids=()) -> tuple[pd.Series, list[str]]:
+    """Part names by image id from a CSV with columns id and split, and WARNINGS.
 
-    Raises InputError if a column, an image or a part is missing, or a part is unknown.
+    `ids`: the images, by which a column of ids with an unknown name is recognised. Raises
+    InputError if a column is missing, a part is unknown, or an id is in more than one.
     """
     path = resolve(path)
     table = read_table(path, "split")
@@ -120,14 +121,26 @@ def from_file(path, ids) -> np.ndarray:
         raise InputError(path, "no columns 'id' and 'split'", "add them")
     table, notes = find_id(path, table, ids)
     table["id"] = table["id"].map(image_name)
-    unused = table["id"][~table["id"].isin(list(ids))]
-    if len(unused):
-        notes.append(f"WARNING: {path}: ids that are no image: {len(unused)}, as {unused.iloc[0]}")
-    say(notes)
-    known = table.drop_duplicates("id").set_index("id")["split"]
+    known = table.drop_duplicates(["id", "split"]).set_index("id")["split"]
     wrong = sorted(set(known) - set(PARTS))
     if wrong:
         raise InputError(path, f"unknown part '{wrong[0]}'", f"use one of {', '.join(PARTS)}")
+    twice = known[known.index.duplicated(keep=False)]
+    if len(twice):
+        name = twice.index[0]
+        problem = f"'{name}' is in more than one part: {', '.join(twice[[name]])}"
+        raise InputError(path, problem, "leave one row of it")
+    return known, notes
+
+
+def from_file(path, ids) -> np.ndarray:
+    """Part names of `ids` from a CSV, as `read_file`; InputError also if it lacks one or a part."""
+    path = resolve(path)
+    known, notes = read_file(path, ids)
+    unused = known.index[~known.index.isin(list(ids))]
+    if len(unused):
+        notes.append(f"WARNING: {path}: ids that are no image: {len(unused)}, as {unused[0]}")
+    say(notes)
     missing = [name for name in ids if name not in known]
     if missing:
         raise InputError(

@@ -85,7 +85,7 @@ NO = {"0", "0.0", "false", "no", "n", "f", "absent", "nein"}
 def _text(path) -> str:
     """The text of a file in UTF-8, UTF-16 with a mark, or Windows' encoding of Western Europe."""
     data = Path(path).read_bytes()
-    if data.startswith(b"PK") or b"\0" in data and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+    if data.startswith(b"PK\3\4") or b"\0" in data and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(
             path, "not text but a spreadsheet or another binary file", "save it as CSV"
         )

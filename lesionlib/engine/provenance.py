@@ -48,14 +48,22 @@ def file_digest(path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def _counts(path: Path) -> bool:
+    """Whether a file in a folder is anybody's input: not the system's, nor what we read from it."""
+    if path.name == "ISIC2018_Task2_Training_attributes.csv":  # `data.attribute_masks` writes it
+        return not (path.parent / "ISIC2018_Task2_Training_GroundTruth_v3").is_dir()
+    return not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
+
+
 def files_state(*paths) -> str:
     """Digest of the names, sizes and times of files, and of all files in folders.
 
-    Anything else is ignored: '', and settings that are a word rather than a path.
+    Anything else is ignored: '', settings that are a word rather than a path, and in folders hidden
+    files and those that come about by themselves.
     """
     files = []
     for root in map(resolve, filter(None, paths)):
-        files += sorted(root.rglob("*")) if root.is_dir() else [root]
+        files += filter(_counts, sorted(root.rglob("*"))) if root.is_dir() else [root]
     return digest([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()])
 
 

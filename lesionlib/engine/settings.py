@@ -247,7 +247,13 @@ class Augmentation(Group):
         "Trainings with warped images and masks (not stated in the paper); the others see the "
         "eight orientations only.",
     )
-    share: float = setting(0.7, "Share of the copies that are warped; the others are merely oriented.", ge=0, le=1)
+    share: float = setting(
+        0.7,
+        "Share of the draws that are warped; the others are merely oriented. Of several draws the "
+        "one with the fewest lesion regions is kept, so that fewer copies are warped.",
+        ge=0,
+        le=1,
+    )
     angle: float = setting(180.0, "Largest rotation.", unit="degrees", ge=0, le=180)
     scale: Annotated[list[Factor], Field(min_length=2, max_length=2)] = setting(
         [0.45, 1.25], "Smallest and largest factor on the size of the lesion."
@@ -370,8 +376,8 @@ class Training(Group):
 
     generator_seeds: Annotated[list[Seed], *DISTINCT] = setting(
         [0],
-        "Seeds of all generators: initialisation, data order and noise, of Pix2PixHD also the warps. "
-        "Each entry trains every generator once, on the base of the first.",
+        "Seeds of all generators: initialisation, data order and noise, of Pix2PixHD also the "
+        "warps. Each entry trains every generator once, on the base of the first.",
         min_length=1,
     )
     precision: Literal["auto", "no", "bf16", "fp16"] = setting(

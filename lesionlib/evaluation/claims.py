@@ -92,11 +92,18 @@ IMAGE_CLAIMS = {  # measure: claim, sign of an improvement
 }
 SURVIVAL = {  # supported with equal epochs, with equal steps: conclusion
     (True, True): "better, also with equal optimiser steps",
-    (True, False): "better only when it is trained for more steps: the gain does not survive "
-    "equal training",
-    (False, True): "better with equal optimiser steps, though not with equal epochs",
+    (True, False): "better with equal epochs, not shown with equal optimiser steps",
+    (False, True): "better with equal optimiser steps, not shown with equal epochs",
     (False, False): "not shown to be better under either schedule",
 }
+LONGER = (  # supported with equal epochs, ruled out with equal steps
+    "better only when it is trained for more steps: the gain does not survive equal training"
+)
+
+
+def _real(arm: str) -> bool:
+    """Whether an arm, named as in `arms`, has no synthetic pairs."""
+    return arm.split()[0] in ALONE
 
 
 def _at(share: int) -> str:
@@ -185,12 +192,14 @@ def sentence(claim: str, found: dict, p: float, outcome: str) -> str:
     seeds = f"{found['seeds']} seed{'s' * (found['seeds'] > 1)}"
     if found["generators"] > 1:
         seeds += f" of each of {found['generators']} generators"
+    elif "arm" in found and not _real(found["arm"]):
+        seeds += " with one training of each generator"
     reason = f", {found['insensitive']}" if found.get("insensitive") else ""
     equals = "" if p < 0.001 else "= "
     return (
         f"{claim}: {outcome}{reason}. Difference {with_interval(found)}, p {equals}{p_text(p)} "
         f"(Holm), n = {found['images']} images, {seeds}; the smallest gain that would have "
-        f"been seen is {found['detectable']:.3f} (80 % power)."
+        f"been seen is {found['detectable']:.3f} (80 % power, before Holm's correction)."
     )
 
 
@@ -316,7 +325,7 @@ def _judged(images: pd.DataFrame, templates: dict) -> pd.DataFrame:
     """The claims of `templates`; those on what synthetic pairs add depend on `sensitivity`."""
     reasons, rows = sensitivity(images), list(_comparisons(images, templates))
     for row in rows:
-        of_pairs = "classical" not in row["arm"] and "_shuffled" not in row["against"]
+        of_pairs = not _real(row["arm"]) and "_shuffled" not in row["against"]
         key = row["network"], row["schedule"], row["share"]
         row["insensitive"] = reasons[key] if of_pairs else ""
     return _assess(rows)
@@ -347,9 +356,9 @@ def survival(table: pd.DataFrame) -> list[str]:
         verdicts = dict(zip(rows["schedule"], rows["verdict"], strict=True))
         if set(verdicts) == set(SCHEDULES):
             supported = tuple(verdicts[name] == "supported" for name in ("epochs", "steps"))
-            lines.append(
-                f"{display_name(network)}, {arm} against {against}: {SURVIVAL[supported]}."
-            )
+            lost = supported[0] and verdicts["steps"] == "ruled out"
+            conclusion = LONGER if lost else SURVIVAL[supported]
+            lines.append(f"{display_name(network)}, {arm} against {against}: {conclusion}.")
     return lines
 
 
@@ -385,16 +394,19 @@ def generator_scores(quality: pd.DataFrame, measure: str) -> dict:
 def compare_generators(quality: pd.DataFrame, measure: str) -> pd.DataFrame:
     """`statistics.table` of a measure of Table 1 against Pix2PixHD or, without it, the last method.
 
-    Generators and images are resampled together. With one training of each there is no p value:
-    it would speak of these trainings, not of the methods; the interval is one over images.
+    Generators and images are resampled together. Where one of the two was trained once there is no
+    p value: it would speak of that training, not of the method.
     """
     found = generator_scores(quality, measure)
-    seeds = max(map(len, found.values()))  # an external generator has one set, whatever the seed
-    found = {name: np.repeat(x, seeds // len(x), axis=0) for name, x in found.items()}
-    table = statistics.table(found, "pix2pixhd" if "pix2pixhd" in found else list(found)[-1])
+    own = {name: len(x) for name, x in found.items()}  # an external generator has one set
+    found = {name: np.repeat(x, max(own.values()) // len(x), axis=0) for name, x in found.items()}
+    against = "pix2pixhd" if "pix2pixhd" in found else list(found)[-1]
+    table = statistics.table(found, against)
     if "seeds" in table:
-        alone = table["seeds"] == 1
-        table.loc[alone, [name for name in table if name.startswith("p")]] = np.nan
+        both = table["arm"].map(own).clip(upper=own[against])
+        table["seeds"] = both.where(table["seeds"].notna())
+        once = table["seeds"] == 1
+        table.loc[once, [name for name in table if name.startswith("p")]] = np.nan
     return table.drop(columns="equivalent", errors="ignore").assign(measure=measure)
 
 

@@ -1,27 +1,29 @@
 """The values reported in the paper (arXiv 2310.02906, Tables 1 and 2), for comparison only."""
 
+import math
+
 import pandas as pd
 
 TABLE1 = pd.DataFrame(
     [("pix2pixhd", 0.09, 58.80, 0.71), ("controlnet", 0.06, 61.64, 0.80)],
     columns=["method", "paper mse", "paper psnr_255", "paper ssim"],
 )
+S_TRAIN = 700  # images of S that the paper trains on
+AMOUNTS = (1000, 3000, 5000)  # its synthetic pairs
 _SYNTHETIC = {"pix2pixhd": (0.871, 0.903, 0.912), "controlnet": (0.912, 0.913, 0.914)}
 TABLE2 = pd.DataFrame(
     [("unet", "real", 0, 0.861), ("dcsaunet", "real", 0, 0.903)]
     + [
-        ("unet", method, rank, dice)
+        ("unet", method, amount, dice)
         for method, row in _SYNTHETIC.items()
-        for rank, dice in enumerate(row, 1)
+        for amount, dice in zip(AMOUNTS, row, strict=True)
     ],
-    columns=["network", "method", "rank", "paper dice"],
-)  # rank 1, 2, 3: the paper's 1,000, 3,000 and 5,000 synthetic images
-
-S_TRAIN = 700  # images of S that the paper trains on
-AMOUNTS = (1000, 3000, 5000)  # its synthetic pairs
+    columns=["network", "method", "paper amount", "paper dice"],
+)
 FOOTNOTE = (
-    "The paper does not say which network its rows with synthetic pairs used: they stand beside "
-    "the U-Net, which its text discusses, in the rows of the same rank (1,000, 3,000, 5,000 pairs)."
+    "The paper trained with equal epochs and does not say which network its rows with synthetic "
+    "pairs used: its Dice stands beside the U-Net, which its text discusses, in the rows with the "
+    "same multiple of S-train, under equal epochs where the run has them."
 )
 NAMES = {
     "real": "S-train alone",
@@ -33,7 +35,7 @@ NAMES = {
     "unet": "U-Net",
     "unet_imagenet": "U-Net with an ImageNet encoder",
     "dcsaunet": "DCSAU-Net",
-    "base": "base without ControlNet (chance)",
+    "base": "base without ControlNet",
 }
 
 
@@ -58,11 +60,16 @@ def display_name(text: str) -> str:
     return NAMES.get(text, text)
 
 
+def _papers(amount: float, s_train: float) -> float:
+    """The paper's amount that is the same multiple of S-train, within 5 %; NaN if there is none."""
+    own = amount / s_train * S_TRAIN
+    return next((one for one in (0, *AMOUNTS) if abs(own - one) <= 0.05 * one), math.nan)
+
+
 def ratio(amount: int, s_train: int) -> str:
-    """The paper's amount that is the same multiple of S-train, within 5 %; else the multiple."""
-    own = amount / s_train
-    same = [one for one in AMOUNTS if abs(own * S_TRAIN / one - 1) < 0.05]
-    return f"paper: {same[0]:,}" if same else f"{own:.2f} × S-train"
+    """The paper's amount that is the same multiple of S-train; else the multiple."""
+    same = _papers(amount, s_train)
+    return f"{amount / s_train:.2f} × S-train" if math.isnan(same) else f"paper: {same:,}"
 
 
 def training_set(method: str, amount: int, share: int, s_train: int, g: int) -> str:
@@ -78,7 +85,10 @@ def training_set(method: str, amount: int, share: int, s_train: int, g: int) -> 
         return f"{start} alone"
     if method == "real_pairs":
         return f"{start} + {round(g * amount / 100):,} real pairs of G"
-    added = f"{amount:,} {display_name(method)} ({ratio(amount, s_train)})"
+    added = f"{amount:,} {display_name(method)}"
+    if 0 < share < 100:
+        return f"{start} + {added} ({amount / real:.2f} × these)"
+    added += f" ({ratio(amount, s_train)})"
     return f"{start} + {added}" if start else f"{added} only"
 
 
@@ -94,14 +104,20 @@ def join_table1(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def join_table2(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 2 of a run with the paper's Dice in a further column, amounts matched by rank.
+    """Table 2 of a run with the paper's Dice in a further column, where amounts correspond.
 
-    The paper does not say which network its rows with synthetic images used. They are assigned to
-    the U-Net, the network that its text discusses, and to equal epochs, its schedule.
+    They do as multiples of S-train, whose number of `pairs` the row of S-train alone has. The paper
+    does not say which network its rows with synthetic images used. They are assigned to the U-Net,
+    the network that its text discusses, and to equal epochs, its schedule, or to equal steps where
+    the run has no equal epochs.
     """
-    known = table["method"].isin(TABLE2["method"])
-    amounts = sorted(set(table.loc[known, "amount"]) - {0})
-    rank = table["amount"].map({0: 0} | {a: i for i, a in enumerate(amounts, 1)})
-    reported = TABLE2.assign(schedule="epochs", share=100)
-    keys = ["network", "method", "rank", "schedule", "share"]
-    return table.assign(rank=rank).merge(reported, on=keys, how="left").drop(columns="rank")
+    whole = table["share"] == 100
+    s_train = table.loc[whole & (table["method"] == "real"), "pairs"].min()
+    arm = ["network", "method", "amount", "share"]
+    known = table[table["schedule"] == "epochs"][arm].apply(tuple, axis=1)
+    stands = (table["schedule"] == "epochs") | ~table[arm].apply(tuple, axis=1).isin(known)
+    amounts = table["amount"].map(lambda amount: _papers(amount, s_train))
+    joined = table.assign(**{"paper amount": amounts.where(whole & stands)}).merge(
+        TABLE2, on=["network", "method", "paper amount"], how="left"
+    )
+    return joined.drop(columns="paper amount")

@@ -38,9 +38,8 @@ def knots(images: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
     return sorted(found, key=lambda one: one[0])
 
 
-def _place(dice: float, numbers, means) -> float:
-    """The number of real pairs that gives this Dice, on the monotone curve through the means."""
-    curve = isotonic_regression(means).x
+def _place(dice: float, numbers, curve) -> float:
+    """The number of real pairs that gives this Dice on a curve that never falls."""
     rising = curve + 1e-9 * np.arange(len(curve))  # so that it can be inverted
     return float(np.exp(np.interp(dice, rising, np.log(numbers))))
 
@@ -91,9 +90,9 @@ def worth(arm: pd.DataFrame, real: list, start: int) -> dict:
         raise ValueError("a curve needs S-train alone with at least two numbers of pairs")
     numbers = [number for number, _ in real]
     arm, *curve = claims.paired(arm, *(scores for _, scores in real))
-    dice, means = float(arm.mean()), [float(one.mean()) for one in curve]
-    place = _place(dice, numbers, means)
-    ends = {"at_most": dice <= min(means), "at_least": dice >= max(means)}
+    dice, monotone = float(arm.mean()), isotonic_regression([one.mean() for one in curve]).x
+    place = _place(dice, numbers, monotone)
+    ends = {"at_most": dice <= monotone[0], "at_least": dice >= monotone[-1]}
     least, most = -math.inf if ends["at_most"] else place, math.inf if ends["at_least"] else place
     bounds = _bounds(arm, numbers, curve) or (least, most)  # which need not hold the place itself
     low, high = min(bounds[0], least), max(bounds[1], most)

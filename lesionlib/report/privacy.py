@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lesionlib.data import catalogue, layouts
+from lesionlib.data import catalogue, layouts, split
 from lesionlib.data.pairing import DOCUMENTS, TYPES, normal
 from lesionlib.engine.files import resolve
 
@@ -22,21 +22,29 @@ NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?")
 WORD = r"(?<![^\W_])", r"(?![^\W_])"  # no letter or digit before, none after
 LISTS = ("curation", "quarantine", "disagreements")  # tables of a run whose column id has names
 PUBLIC = ("phantom", "isic", *layouts.LAYOUTS)
+USUAL = {name for names in layouts.OWN.values() for name in names}  # of folders: images, masks, ...
+
+
+def _folder_names(path: Path) -> set[str]:
+    """The names of the folders in a relative path, as they stand before a file; no usual ones."""
+    return {f"{name}/" for name in path.parts if name.casefold() not in USUAL}
 
 
 def _in_folders(folders) -> set[str]:
-    """Names of all files below folders, with and without their ending."""
+    """Names of all files below folders, with and without their ending, and of their folders."""
     found = set()
-    for folder in filter(None, folders):
-        for path in Path(resolve(folder)).rglob("*"):
-            if path.is_file() and path.suffix.lower() not in DOCUMENTS:
+    for folder in map(resolve, filter(None, folders)):
+        for path in folder.rglob("*"):
+            if path.is_dir():
+                found |= _folder_names(path.relative_to(folder))
+            elif path.suffix.lower() not in DOCUMENTS:
                 found |= {path.name, path.stem}
     return found
 
 
-def _in_tables(paths) -> set[str]:
-    """Names in the columns id, image, mask and file of tables."""
-    found = set()
+def _in_tables(paths, folders=()) -> set[str]:
+    """Names in the columns id, image, mask and file of tables; also of what is below folders."""
+    found, folders = set(), [resolve(folder) for folder in folders if folder]
     for path in paths:
         if not Path(path).is_file():
             continue
@@ -45,11 +53,19 @@ def _in_tables(paths) -> set[str]:
             for cell in table[column].unique():
                 own = Path(cell)
                 found |= {cell} if column == "id" else {own.name, own.stem}
+                for folder in filter(own.is_relative_to, folders):
+                    found |= _folder_names(own.relative_to(folder).parent)
     return found - {""}
 
 
+def _in_split(path: str, ids) -> set[str]:
+    """The ids in the CSV of a split, also those of no image; none if the split is a word."""
+    return set(split.read_file(path, ids)[0].index) if resolve(path).is_file() else set()
+
+
 def own_names(run, settings: dict) -> set[str]:
-    """File names and ids of a run's own images: not of public sources, but of further test sets."""
+    """Names of files and folders, and ids, of a run's own images: not of public sources, but of
+    further test sets."""
     tests = settings.get("external_tests", {})
     sets = [*tests.values(), *settings.get("external_generators", {}).values()]
     folders = [folder for one in sets for folder in catalogue.pair_folders(one)]
@@ -57,14 +73,15 @@ def own_names(run, settings: dict) -> set[str]:
     if settings["source"] not in PUBLIC:
         folders += [settings["images"], settings["masks"]]
         tables += [run / "tables" / f"{name}.csv" for name in LISTS]
-    public = set()
+    found = _in_folders(folders) | _in_tables(tables, folders)
+    known = _in_tables([run / "tables" / "curation.csv"])
     if settings["source"] in PUBLIC:
-        public = _in_tables([run / "tables" / "curation.csv"])
-    return (_in_folders(folders) | _in_tables(tables)) - public
+        return found - known
+    return found | _in_split(settings["split"], known)
 
 
 class Pseudonyms:
-    """Replaces names in texts. `names` are file names and ids of images."""
+    """Replaces names in texts. `names` are file names and ids of images, and folders (`name/`)."""
 
     def __init__(self, names):
         stems = sorted({self._stem(name) for name in names if name})
@@ -84,7 +101,8 @@ class Pseudonyms:
 
     @staticmethod
     def _is_short(name: str) -> bool:
-        return len(name) < SHORT or (name.isdigit() and len(name) <= SHORT)
+        short = len(name) < SHORT or (name.isdigit() and len(name) <= SHORT)
+        return short and not name.endswith("/")
 
     def text(self, text: str) -> str:
         """A text without the names, also where a table has cut them short (`surnam...`)."""
@@ -93,7 +111,7 @@ class Pseudonyms:
         for name in self.long:
             if name in text:
                 before, after = (r"(?<![\w.])", r"(?![\w]|\.\d)") if name.isdigit() else WORD
-                pattern = f"{before}{re.escape(name)}{after}"
+                pattern = f"{before}{re.escape(name)}{'' if name.endswith('/') else after}"
                 text = re.sub(pattern, self.alias[name], text)
         return re.sub(r"[^\s\"'<>/\\]{3,}(?=\.\.\.|…)", self._cut, text)
 
@@ -113,7 +131,8 @@ class Pseudonyms:
 
     def json(self, text: str) -> str:
         """A JSON document without the names."""
-        return json.dumps(self.value(json.loads(text)), indent=1, sort_keys=True) + "\n"
+        value = self.value(json.loads(text))
+        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     def table(self, text: str) -> str:
         """A CSV without the names; short ones go from its column id only."""

@@ -16,27 +16,27 @@ import pandas as pd
 from PIL import Image
 
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve
+from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, run_lock
+from lesionlib.engine.provenance import file_digest
 from lesionlib.evaluation import paper
-from lesionlib.report import findings, forest, pages
+from lesionlib.report import findings, forest, notebooks, pages
 from lesionlib.report.privacy import Pseudonyms, own_names
 
 FIGURES = ROOT / "figures"
 LARGEST = 20 * 2**20  # bytes of a published folder
 LARGE_TABLE = 2 * 2**20  # bytes; larger tables (a row per image, seed and arm) are left out
 OF_PATIENTS = ("curation", "quarantine", "disagreements", "near_duplicates")  # a row per image
-PATHS = ("images", "masks", "table", "isic_root")  # settings that name a file or folder
-# Settings {name: path}. Runs from before the settings were renamed have the second name.
-PATHS_BY_NAME = (("external_generators", "others"), ("external_tests", "external"))
+UNFINISHED = "let ./run_all.sh finish it first"
 
 
 def shorten_paths(text: str, settings: dict) -> str:
     """The text with absolute paths of this machine shortened to their last component."""
-    named = [settings[key] for key in PATHS if settings[key]]
-    for key, old_key in PATHS_BY_NAME:
-        named += settings.get(key, settings.get(old_key, {})).values()
-    for path in [part for value in named for part in str(value).split(":")]:
-        if Path(path).is_absolute():
+    values = [
+        v for one in settings.values() for v in (one.values() if type(one) is dict else [one])
+    ]
+    parts = {part for value in values if isinstance(value, str) for part in value.split(":")}
+    for path in sorted(parts, key=len, reverse=True):
+        if Path(path).is_absolute() and Path(path).name:
             text = text.replace(path, f".../{Path(path).name}")
     return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
@@ -58,6 +58,8 @@ def notebook(path, figures, show_images: bool, settings: dict, names: Pseudonyms
     A picture that `plots.show` did not draw could show anything: InputError unless `show_images`.
     """
     content = json.loads(path.read_text())
+    content["metadata"].get("papermill", {}).pop("parameters", None)
+    content = json.loads(shorten_paths(json.dumps(content, ensure_ascii=False), settings))
     for number, cell in enumerate(content["cells"], 1):
         part = "source" if cell["cell_type"] == "markdown" else "outputs"
         cell[part] = names.value(cell.get(part, ""))
@@ -76,25 +78,35 @@ def notebook(path, figures, show_images: bool, settings: dict, names: Pseudonyms
             if public.exists() and not show_images:
                 data = public.read_bytes()
             output["data"]["image/png"] = base64.b64encode(compress(data)).decode()
-    content["metadata"].get("papermill", {}).pop("parameters", None)
-    return shorten_paths(json.dumps(content, indent=1, ensure_ascii=False), settings)
+    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 def publish(run, show_images: bool = False) -> Path:
     """Copy the publishable part of a finished run to figures/NAME; returns that folder.
 
     The notebooks of single jobs of the grid are left out. Procedural images are always shown, real
-    ones only with `show_images`. InputError if the run is not finished, or if the
-    published folder would exceed LARGEST.
+    ones only with `show_images`. InputError if the run is not finished, active or half rerun, or if
+    the published folder would exceed LARGEST.
     """
     run = resolve(run)
-    provenance = read_json(run / "provenance.json")
-    if provenance is None:
-        raise InputError(
-            run,
-            "it is not a finished run: there is no provenance.json",
-            "let ./run_all.sh finish it first",
-        )
+    if not (run / "provenance.json").exists():
+        problem = "it is not a finished run: there is no provenance.json"
+        raise InputError(run, problem, UNFINISHED)
+    with run_lock(run):
+        return _publish(run, read_json(run / "provenance.json"), show_images)
+
+
+def check_finished(run, provenance: dict):
+    """Raise InputError if results or notebooks are not those with which a run was finished."""
+    for name, digest in provenance.get("sha256", {}).items():
+        if not (run / name).exists() or file_digest(run / name) != digest:
+            raise InputError(run / name, "it has changed since the run was finished", UNFINISHED)
+    for failed in filter(None, map(notebooks.failure, pages.executed(run))):
+        raise InputError(run, f"a notebook has failed ({failed})", UNFINISHED)
+
+
+def _publish(run, provenance: dict, show_images: bool) -> Path:
+    check_finished(run, provenance)
     settings = provenance["settings"]
     names = Pseudonyms(own_names(run, settings))
     show_images = show_images or settings["source"] == "phantom"
@@ -108,8 +120,8 @@ def publish(run, show_images: bool = False) -> Path:
             if not private and path.stat().st_size <= LARGE_TABLE:
                 text = shorten_paths(path.read_text(), settings)
                 _write(partial / "tables" / path.name, names.table(text))
-        text = names.json((run / "provenance.json").read_text())
-        _write(partial / "provenance.json", shorten_paths(text, settings))
+        text = shorten_paths(json.dumps(provenance, ensure_ascii=False), settings)
+        _write(partial / "provenance.json", names.json(text))
         write_pages(partial)
         _check_size(partial)
         shutil.rmtree(target, ignore_errors=True)

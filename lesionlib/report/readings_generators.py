@@ -141,8 +141,9 @@ def reference(table: pd.DataFrame) -> str:
     sizes = moved[["small", "medium-sized", "large"]].dropna().astype(float)
     weakest = f" It is weakest on {sizes.idxmin()} lesions ({sizes.min():.3f})."
     return (
-        f"Real lesions: {text}. A generated image whose lesion fills its mask as a real one does "
-        f"can therefore expect about {moved['mean']:.2f}, not 1.{weakest if len(sizes) > 1 else ''}"
+        f"Real lesions: {text}. A generated lesion that fills its mask and is as hard to find as a "
+        f"real one scores about {moved['mean']:.2f}, an easier one more."
+        f"{weakest if len(sizes) > 1 else ''}"
     )
 
 
@@ -266,8 +267,8 @@ def learning(validations: pd.DataFrame) -> str:
     first, last = validations.iloc[0], validations.iloc[-1]
     gain = last["wrong_mask_loss"] / last["held_out_loss"] - 1
     now = f"fidelity is {last['mask_fidelity']:.3f}"
-    if len(validations) == 1:
-        return f"One validation: wrong masks change the loss by {gain:+.1%}, {now}."
+    if first["step"]:  # the beginning is not known: it was measured otherwise, or never
+        return f"In the last validation wrong masks change the loss by {gain:+.1%}, {now}."
     rise = last["mask_fidelity"] - first["mask_fidelity"]
     text = (
         f"At the end wrong masks change the held-out loss by {gain:+.1%}, and {now} "

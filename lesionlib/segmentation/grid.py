@@ -8,7 +8,7 @@ from lesionlib.engine.settings import Settings
 ARMS = (
     "table",  # the paper: S-train alone, and with each amount of each generator, equal epochs
     "steps",  # the same for equal optimiser steps, the schedule of all arms below
-    "real_pairs",  # real pairs of G in place of synthetic ones: what could be gained at best
+    "real_pairs",  # real pairs of G in place of synthetic ones: the positive control
     "shuffled",  # synthetic pairs with masks of other pairs, which must hurt
     "classical",  # S-train alone with classical augmentation
     "low_data",  # a share of S-train

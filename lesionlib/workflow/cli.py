@@ -156,7 +156,8 @@ def overrides(options) -> dict:
             if not folders:
                 raise InputError(f"--{option}", f"'{name}' is not NAME=DIR", f"--{option} a=DIR")
         if named:
-            absolute = {n: ":".join(map(os.path.abspath, w.split(":"))) for n, _, w in named}
+            parts = {n: [w] if os.path.isdir(w) else w.split(":") for n, _, w in named}
+            absolute = {n: ":".join(map(os.path.abspath, each)) for n, each in parts.items()}
             given[key] = given.get(key, {}) | absolute
     if options.lesion_value is not None:
         given["lesion_value"] = config.from_text("lesion_value", options.lesion_value)
@@ -226,6 +227,13 @@ def check_rest(rest):
             near = config.nearest(word, own | theirs)
             remedy = f"did you mean {near}? ./run_all.sh --help lists all options"
             raise InputError(word, "there is no such option", remedy)
+
+
+def check_unread(rest):
+    """Raise InputError if there are arguments left, for a command that reads none."""
+    if rest:
+        remedy = "leave it out; ./run_all.sh --help lists all options"
+        raise InputError(rest[0], "this command takes no such argument", remedy)
 
 
 def check_cluster(name: str | None):
@@ -313,6 +321,8 @@ def run_other(options, rest) -> int | None:
         # All tests go to two processes; those that are named to one, in which they can be debugged.
         named = any(not argument.startswith("-") for argument in rest)
         return call("pytest", *([] if named else ["-n", "2"]), *rest)
+    if options.publish or options.why or options.verify or options.prefetch or options.status:
+        check_unread(rest)
     if options.publish:
         shown = ["--show-images"] if options.show_images else []
         return call("lesionlib.report.publish", options.publish, *shown)

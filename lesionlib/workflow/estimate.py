@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from lesionlib.data import phantom, prompts, sources, split
 from lesionlib.engine.errors import InputError
@@ -93,17 +92,22 @@ def packed(jobs, capacity: int, seconds) -> dict[str, tuple[float, float]]:
 def parts(settings: Settings) -> tuple[dict, str]:
     """Images in each part of the split, and the sentence that says where the number is from."""
     data = settings.data
-    place = data.isic_root if data.source == "isic" else data.images
+    place, ids = data.isic_root if data.source == "isic" else data.images, ()
     if data.source == "phantom":
         n, told = data.phantoms, "procedural images"
     elif place and resolve(place).exists():
-        n, told = int((sources.read(data, "").table["mask"] != "").sum()), "pairs were found"
+        ids = sources.read(data, "").table.query("mask != ''")["id"]
+        n, told = len(ids), "pairs were found"
     else:
         n, told = ASSUMED, "images assumed, as in ISIC 2018: the source is not at hand"
     sizes = split.sizes(n, data.generator_share)
-    if data.split.endswith(".csv"):
-        named = pd.read_csv(resolve(data.split))["split"].value_counts()
-        sizes = {part: int(named[part]) for part in split.PARTS}
+    if data.split not in ("grouped", "paper", "official"):
+        named = split.read_file(data.split, ids)[0]
+        named = named[named.index.isin(ids)] if len(ids) else named
+        sizes = named.value_counts().reindex(split.PARTS, fill_value=0).to_dict()
+        if not all(sizes.values()):
+            problem = f"no image is in {min(sizes, key=sizes.get)}"
+            raise InputError(resolve(data.split), problem, "assign some to it")
     numbers = ", ".join(f"{part} {number:,}" for part, number in sizes.items())
     return sizes, f"{sum(sizes.values()):,} {told} ({numbers})"
 

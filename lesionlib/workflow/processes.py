@@ -41,14 +41,15 @@ def stoppable():
             signal.signal(number, handler)
 
 
-def _each(found, action: str):
+def each(found, action: str, *arguments):
     """Call a method of every process that is still there."""
     for one in found:
         with contextlib.suppress(psutil.NoSuchProcess):
-            getattr(one, action)()
+            getattr(one, action)(*arguments)
 
 
-def _is_kernel(process) -> bool:
+def is_kernel(process) -> bool:
+    """Whether a process is a notebook's kernel; False if it has ended or is not ours to read."""
     with contextlib.suppress(psutil.Error):
         return "ipykernel_launcher" in " ".join(process.cmdline())
     return False
@@ -69,14 +70,14 @@ def end(process: subprocess.Popen):
         root = psutil.Process(process.pid)
         root.suspend()
         children = root.children(recursive=True)
-        kernels = [one for one in children if _is_kernel(one)]
+        kernels = [one for one in children if is_kernel(one)]
         inside = {one.pid for kernel in kernels for one in (kernel, *kernel.children(True))}
-        _each([one for one in children if one.pid not in inside], "suspend")
-        _each(kernels, "terminate")
+        each([one for one in children if one.pid not in inside], "suspend")
+        each(kernels, "terminate")
         last = time.monotonic() + GRACE
         while time.monotonic() < last and not all(map(_is_gone, kernels)):
             time.sleep(0.1)
-        _each([root, *children], "kill")
+        each([root, *children], "kill")
     process.wait()
 
 

@@ -25,7 +25,7 @@ from lesionlib.engine.files import ROOT, read_json, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks
-from lesionlib.workflow.processes import failures
+from lesionlib.workflow.processes import each, failures, is_kernel
 
 # Jupyter chooses the ports of a kernel before it binds them: if two that start at the same moment
 # choose the same one, the second dies with this message before it runs any code.
@@ -48,9 +48,7 @@ def forward_signal(number, frame):
     A training then writes its checkpoint and ends (`training.Stop`); anything else ends at once.
     """
     children = psutil.Process().children(recursive=True)
-    kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
-    for process in kernels or children:
-        process.send_signal(number)
+    each(list(filter(is_kernel, children)) or children, "send_signal", number)
 
 
 def gpus() -> list:

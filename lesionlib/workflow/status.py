@@ -5,7 +5,7 @@ Modules that import pandas are imported where they are used, so that a second st
 
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lesionlib.engine.errors import InputError
@@ -26,7 +26,7 @@ COUNTS = set(
     "reference_moved base_steps generator_seeds save_every controlnet_steps controlnet_accumulate "
     "controlnet_lr validate_every validation_samples ddim_steps sample_seed diversity_samples "
     "prompt_samples classifier_steps pix2pixhd_steps pix2pixhd_fine_steps pix2pixhd_fixed_steps "
-    "pix2pixhd_lr networks control_networks brief_networks seeds arm_seeds data_shares "
+    "pix2pixhd_lr control_networks brief_networks seeds arm_seeds data_shares "
     "control_share real_pairs equal_epochs_up_to epochs most_steps plateau_gain lr validations "
     "cells_per_job".split()
 )
@@ -62,21 +62,30 @@ def reported(settings: Settings, countdown):
 def _report(settings: Settings, countdown, ended: threading.Event):
     from lesionlib.segmentation import ledger
 
-    known = countdown(settings) if kept_file(settings).exists() else None
-    _say(known.first() if known else UNKNOWN)
+    known, first = _estimated(settings, countdown)
+    _say(first)
     last, left, news = None, "", False
     while not ended.wait(EVERY):
         try:
             found = ledger.state(settings.run)
-        except InputError:  # files that are being written
+            if known:
+                left, news = known.left()
+        except (InputError, OSError, TypeError):  # files that are being written, or deleted
             continue
         # The estimate of the run, where there is one, tells the time of the grid with that of all.
         line, begun = ledger.line(found, timed=not known), not set(found["state"]) <= {"left"}
-        if known:
-            left, news = known.left()
         if (line != last and begun) or news:
             _say("; ".join(filter(None, [line * begun, left])))
         last = line
+
+
+def _estimated(settings: Settings, countdown):
+    """A countdown and its first words; None and UNKNOWN if nothing was tried, or if it fails."""
+    with suppress(Exception):
+        if kept_file(settings).exists():
+            known = countdown(settings)
+            return known, known.first()
+    return None, UNKNOWN
 
 
 def _say(text: str):
