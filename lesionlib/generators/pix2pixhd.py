@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lesionlib.data.augmentation import orientations, single, warp
+from lesionlib.data.augmentation import drawn, orientations, warp
 from lesionlib.data.dataset import resized
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import atomic_write, read_json, write_json
@@ -421,12 +421,13 @@ class Examples:
     def batch(self, step: int, batch: int, seed: int):
         """Images (B, 3, S, S) in [-1, 1] and conditions (B, 2, S, S) of a step.
 
-        Each pair is warped at random (`augmentation.single`) if the settings name this training;
-        otherwise it is shown in one of the eight orientations.
+        Each pair is warped at random if the settings name this training; otherwise it is shown in
+        one of the eight orientations. Warps are those of `augmentation.drawn`: those of `single`
+        show fewer small lesions, and the generator then misses masks of such.
         """
         rows, draw = batch_at(step, batch, len(self.images), seed).numpy(), generator_at(seed, step)
         if "pix2pixhd" in self.augmentation.trainings:
-            matrices = single(self.masks[rows], self.augmentation, draw)
+            matrices = drawn(batch, self.augmentation, draw)
         else:
             matrices = orientations(torch.randint(0, 8, (batch,), generator=draw))
         pairs = np.concatenate([self.images[rows], self.masks[rows, :, :, None]], axis=3)
@@ -536,7 +537,7 @@ class Adversarial(Task):
     """Generator and discriminator `both`, trained together by Adam on images and masks.
 
     In the first `fixed_steps` only the modules `free` of the generator are trained, if there are
-    any; then all are, and its moments begin anew, as in the original.
+    any; then all are, with a new optimiser (in the original that of the generator only).
     """
 
     desc, lower, digits = "Pix2PixHD", "pix2pixhd_batch or pix2pixhd_channels", 5
@@ -545,8 +546,7 @@ class Adversarial(Task):
     def __init__(self, both, data: Examples, settings: Pix2PixHD, training, vgg=None, free=()):
         self.data, self.settings, self.training, self.free = data, settings, training, free
         both.to(device(), memory_format=torch.channels_last)
-        adam = dict(lr=settings.lr, betas=(0.5, 0.999), fused=True)
-        super().__init__(both, torch.optim.Adam(both.parameters(), **adam))
+        super().__init__(both, self._adam(both))
         self.precision = resolved_precision(training.precision, both[0])
         self.scaler = torch.amp.GradScaler(device().type, enabled=training.precision == "fp16")
         self.terms = Terms(
@@ -562,6 +562,10 @@ class Adversarial(Task):
         extra = ["g_vgg"] * (vgg is not None) + ["g_div"] * bool(self.noise)
         self.columns = ["d_real", "d_fake", "g_gan", "g_feat", *extra, "lr"]
 
+    def _adam(self, both):
+        lr = self.settings.lr
+        return torch.optim.Adam(both.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
+
     def begin(self, start):
         if start < self.fixed_steps:
             self.model[0].requires_grad_(False)
@@ -571,8 +575,7 @@ class Adversarial(Task):
     def before(self, step):
         if step == self.fixed_steps and self.fixed_steps:
             self.model.requires_grad_(True)
-            for parameter in self.model[0].parameters():
-                self.optimiser.state.pop(parameter, None)
+            self.optimiser = self._adam(self.model)
 
     def gradients(self, step):
         batch, seed = self.settings.batch, self.training.generator_seed
