@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -286,7 +287,7 @@ def compare_with_records(run):
     """Assert that what is counted for a finished run is what its records say it did."""
     known = read_json(run / "provenance.json")["settings"]
     settings = config.load(known["preset"], {key: known[key] for key in config.KEYS})
-    split = Counter(estimate.pd.read_csv(run / "data" / "index.csv")["split"].dropna())
+    split = Counter(pd.read_csv(run / "data" / "index.csv")["split"].dropna())
     sizes = {part: split[part] for part in estimate.split.PARTS}
     records = [read_json(path) for path in (run / "checkpoints" / "cells").glob("*.json")]
     counted = estimate.grid_work(settings, sizes, 1.0)
@@ -299,7 +300,7 @@ def compare_with_records(run):
         network = record["cell"].partition("-")[0]
         assert counted[record["cell"]][network] == pytest.approx(steps)
     work = estimate.diffusion_work(settings, sizes) + estimate.gan_work(settings, sizes)
-    validations = estimate.pd.read_csv(run / "checkpoints" / "controlnet" / "validations.csv")
+    validations = pd.read_csv(run / "checkpoints" / "controlnet" / "validations.csv")
     made = len(validations) * settings.validation.validation_samples
     for pattern in ("synthetic/controlnet*", "generated/controlnet*", "*/base"):
         made += sum(len(list(one.glob("images/*.png"))) for one in run.glob(pattern))
