@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from lesionlib.data import catalogue, layouts
+from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
 from lesionlib.workflow import check
@@ -162,6 +163,27 @@ def test_labels_of_each_source_are_ours(tmp_path):
     parts = {"train": 14, "val": 2, "test": 8}
     assert tables["isic2018"]["official"].value_counts().to_dict() == parts
     assert tables["isic_archive"]["patient_id"].nunique() == 8
+
+
+def test_isic_2018_uses_the_labels_that_are_there_and_names_those_that_are_not(tmp_path):
+    isic2018(tmp_path)
+    names = ids(0)[:14]
+    flags = dict.fromkeys(ATTRIBUTES, 0) | {"globules": 1}
+    table = pd.DataFrame({"id": names}).assign(**flags)
+    table.to_csv(tmp_path / "ISIC2018_Task2_Training_attributes.csv", index=False)
+    read = catalogue.read("isic2018", images=tmp_path)
+    assert read.table["globules"].sum() == 14 and (read.table["diagnosis"] == "").all()
+    (said,) = [note for note in read.notes if "labels that are not there" in note]
+    for word in ("WARNING", "diagnoses of 2019", "diagnoses of 2017", "ISIC-2017_*_Part3", "sex"):
+        assert word in said
+    assert "attributes" not in said
+    truth = pd.DataFrame({"image": names}).assign(MEL=0.0, NV=1.0, BCC=0.0)
+    truth.to_csv(tmp_path / "ISIC_2019_Training_GroundTruth.csv", index=False)
+    (tmp_path / "ISIC2018_Task2_Training_attributes.csv").unlink()
+    read = catalogue.read("isic2018", images=tmp_path)
+    assert (read.table["diagnosis"] == "nevus").sum() == 14 and read.table["globules"].isna().all()
+    (said,) = [note for note in read.notes if "labels that are not there" in note]
+    assert "diagnoses of 2019" not in said and "attributes (ISIC" in said
 
 
 def test_two_sources_in_one_folder_are_an_error_that_names_both(tmp_path):

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,14 @@ def is_marked(path) -> int:
         raise InputError(path, f"the mask cannot be read ({error})", remedy) from error
 
 
+def attribute_sources(folder) -> tuple[Path, Path]:
+    """Where attributes may lie in a download folder: the table of flags, the folder of masks."""
+    return tuple(
+        resolve(folder) / f"ISIC2018_Task2_Training_{what}"
+        for what in ("attributes.csv", "GroundTruth_v3")
+    )
+
+
 def attribute_flags(folder) -> pd.DataFrame:
     """Columns id and the five attributes (0/1) of ISIC 2018 Task 2, from the download folder.
 
@@ -32,8 +41,7 @@ def attribute_flags(folder) -> pd.DataFrame:
     be written to; it is used as long as it lists the same ids as the masks, or if there are none.
     Raises InputError if there is neither, or if a mask is missing or corrupt.
     """
-    table = resolve(folder) / "ISIC2018_Task2_Training_attributes.csv"
-    masks = resolve(folder) / "ISIC2018_Task2_Training_GroundTruth_v3"
+    table, masks = attribute_sources(folder)
     ids = sorted({p.name.split("_attribute_")[0] for p in masks.glob("*_attribute_*.png")})
     if table.exists():
         flags = pd.read_csv(table)

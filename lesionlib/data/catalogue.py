@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from lesionlib.data import layouts, pairing, tables
-from lesionlib.data.attribute_masks import attribute_flags
+from lesionlib.data.attribute_masks import attribute_flags, attribute_sources
 from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.data.tables import DIAGNOSES, LABELS, UNKNOWN
 from lesionlib.engine.errors import InputError
@@ -20,11 +20,11 @@ CLASHES = ["id", "label", "sources", "values"]
 OPTIONAL = ["patient_id", "official"]  # columns that only some sources have
 ALWAYS = [name for name in LABELS if name not in OPTIONAL]
 CLINICAL = ["age", "sex", "site", "lesion_id"]
-ISIC_TABLES = (  # without which `read_isic_labels` does nothing
-    "ISIC_2019_Training_GroundTruth*.csv",
-    "ISIC-2017_*_Part3_GroundTruth*.csv",
-    "ISIC_2019_Training_Metadata*.csv",
-)
+ISIC_TABLES = {  # without which `read_isic_labels` does nothing, and what they say
+    "ISIC_2019_Training_GroundTruth*.csv": "diagnoses of 2019",
+    "ISIC-2017_*_Part3_GroundTruth*.csv": "diagnoses of 2017",
+    "ISIC_2019_Training_Metadata*.csv": "age, sex, site and lesion_id",
+}
 
 
 @dataclass
@@ -219,15 +219,16 @@ def read_isic_labels(root):
     """
     root = Path(root)
     remedy = "run python -m lesionlib.data.download, or give the folder of the tables"
-    truth = _isic_table(root, ISIC_TABLES[0], remedy)
+    of_2019, of_2017, of_people = ISIC_TABLES
+    truth = _isic_table(root, of_2019, remedy)
     new = pd.DataFrame({"id": truth["id"], "source": "2019"})
     new["diagnosis"] = _one_hot(truth.drop(columns="downsampled"))
     suffixed = set(truth["id"][truth["downsampled"]])
-    truth = _isic_table(root, ISIC_TABLES[1], remedy)
+    truth = _isic_table(root, of_2017, remedy)
     truth = truth.drop(columns="downsampled")
     truth["nevus"] = 1 - truth.drop(columns="id").astype(float).max(axis=1)
     old = pd.DataFrame({"id": truth["id"], "source": "2017", "diagnosis": _one_hot(truth)})
-    clinical = _isic_table(root, ISIC_TABLES[2], remedy)
+    clinical = _isic_table(root, of_people, remedy)
     clinical = tables.renamed(clinical).assign(source="2019 metadata")
     parts = [new, old, clinical]
     if list(root.glob("ISIC-2017_*_metadata.csv")):  # only in the zips of the 2017 images
@@ -317,11 +318,28 @@ def read_folders(images, masks="", table="") -> Catalogue:
     return _joined(found, labels, found.disagreements)
 
 
+def _lacking(root) -> list[str]:
+    """What a folder of ISIC 2018 has no labels of: its missing tables, and what they say."""
+    found = [f"{told} ({name})" for name, told in ISIC_TABLES.items() if not [*root.glob(name)]]
+    places = attribute_sources(root)
+    named = " or ".join(path.name for path in places)
+    return found if any(map(Path.exists, places)) else [*found, f"attributes ({named})"]
+
+
 def _layout_labels(name: str, found: Catalogue, paths, root) -> Catalogue:
     """A catalogue of files with the labels of a public source's own tables."""
-    if name == "isic2018" and all(list(Path(root).glob(pattern)) for pattern in ISIC_TABLES):
-        return _joined(found, *read_isic_labels(root))
     parts, images = [], found.table["id"]
+    if name == "isic2018":
+        lacking = _lacking(Path(root))
+        if not lacking:
+            return _joined(found, *read_isic_labels(root))
+        found.notes.append(
+            f"WARNING: {root}: labels that are not there: {'; '.join(lacking)}; "
+            "python -m lesionlib.data.download fetches them"
+        )
+        if any(map(Path.exists, attribute_sources(root))):
+            flags = attribute_flags(root)[["id", *ATTRIBUTES]].astype(str)
+            parts.append(flags.assign(source="2018 Task 2"))
     for path in paths:
         labels, notes = tables.labels(path, layouts.read_table(name, path), images)
         parts.append(labels.assign(source=Path(path).name))
@@ -329,7 +347,9 @@ def _layout_labels(name: str, found: Catalogue, paths, root) -> Catalogue:
     if not parts:
         found.notes.append("WARNING: no table of labels lies beside the images: no prompt has any")
         return _joined(found, pd.DataFrame(columns=["id", *LABELS]), found.disagreements)
-    labels, notes = tables.matched(paths[0], pd.concat(parts, ignore_index=True), images)
+    labels, notes = tables.matched(
+        paths[0] if paths else root, pd.concat(parts, ignore_index=True), images
+    )
     found.notes += [note.replace("WARNING", "NOTE") for note in notes]
     found.notes += _warning(
         images[~images.isin(labels["id"])], "images without a row in the tables"
