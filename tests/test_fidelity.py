@@ -1,4 +1,4 @@
-"""Mask fidelity for both kinds of masks, between chance and ceiling, by hand."""
+"""Mask fidelity for both kinds of masks, between chance and real images, by hand."""
 
 from types import SimpleNamespace
 
@@ -27,17 +27,17 @@ ROWS = pd.concat(
 )
 
 
-def test_each_kind_has_its_own_ceiling():
+def test_each_kind_is_compared_with_its_own_real_images():
     table = fidelity.table(ROWS).set_index(["images", "masks"])
     whole = table.loc["controlnet", "training pairs"]
     assert whole["n"] == 2 and whole["mean"] == pytest.approx(0.5)
     assert whole[["share_50", "share_70"]].tolist() == [0.5, 0]
     assert whole[["small", "large"]].tolist() == [0.4, 0.6] and pd.isna(whole["medium-sized"])
     assert whole["chance"] == pytest.approx(0.2) and whole["with_distractor"] == 0.5
-    assert whole["ceiling"] == pytest.approx(0.8)
-    assert whole["of_ceiling"] == pytest.approx(0.625)
-    assert table.loc[("controlnet", "S-test"), "of_ceiling"] == pytest.approx(0.8)
-    assert (table.loc["real", "of_ceiling"] == 1).all()
+    assert whole["real"] == pytest.approx(0.8)
+    assert whole["of_real"] == pytest.approx(0.625)
+    assert table.loc[("controlnet", "S-test"), "of_real"] == pytest.approx(0.8)
+    assert (table.loc["real", "of_real"] == 1).all()
 
 
 def test_every_image_is_a_row_with_the_id_of_its_mask():
@@ -59,8 +59,8 @@ def test_every_image_is_a_row_with_the_id_of_its_mask():
 def test_sentences_tell_both_kinds_and_whether_pairs_miss_their_masks():
     one, other = fidelity.sentences(fidelity.table(ROWS))
     assert one.startswith(
-        "ControlNet: fidelity 0.760 on the masks of S-test (80% of the ceiling 0.950; chance "
-        "0.200), 0.500 on the masks of the training pairs (62% of the ceiling 0.800; chance"
+        "ControlNet: fidelity 0.760 on the masks of S-test (80% of the 0.950 of real images; "
+        "chance 0.200), 0.500 on the masks of the training pairs (62% of the 0.800 of real "
     )
     assert "**50% of its 2 training pairs miss their masks (below 0.5)**" in one
     assert "most where lesions are small (mean 0.400); 50% show another lesion outside." in one
@@ -76,7 +76,7 @@ def test_a_generator_without_training_pairs_is_named_as_one():
 def test_the_report_shows_training_pairs_beside_s_test(tmp_path):
     write_csv(tmp_path / "tables" / "mask_fidelity.csv", ROWS.assign(hd95=0.1))
     shown = pages.fidelity_table(tmp_path).set_index("images")
-    assert list(shown.index) == ["real images (ceiling)", "ControlNet", "clinic"]
+    assert list(shown.index) == ["real images", "ControlNet", "clinic"]
     row = shown.loc["ControlNet"]
     assert row["S-test: Dice"] == "0.760 (0.398 to 1.122)"  # t, with one degree of freedom
     assert row["training pairs: Dice"].startswith("0.500 (")

@@ -71,7 +71,7 @@ def test_the_abstract_is_three_sentences_found_ruled_out_and_untold(folder, fact
     assert "6 claims" in found
     assert found.endswith("one is supported: A (equal steps), +0.020 (+0.010 to +0.030).")
     assert ruled_out.startswith("One is ruled out") and "B (equal steps), -0.050" in ruled_out
-    assert untold.startswith("4 could not be told (")
+    assert untold.startswith("4 remain undecided (")
     for reason in (
         "1: it was not shown that even real pairs of G",
         "1: what real pairs of G would have added was not measured",

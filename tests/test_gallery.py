@@ -44,7 +44,14 @@ def one_row():
 
 def workflow():
     parts = {"G": 1594, "S-train": 700, "S-val": 100, "S-test": 200}
-    return plots.workflow(parts, 5000, ["another", "one more"])
+    networks = ["unet", "unet_imagenet", "dcsaunet"]
+    return plots.workflow(
+        parts, 5000, networks, ["controlnet", "pix2pixhd"], ["another", "one more"]
+    )
+
+
+def workflow_without_gan():
+    return plots.workflow(dict.fromkeys(["G", "S-train", "S-val", "S-test"], 60), 200, ["unet"], [])
 
 
 def attributes():
@@ -157,7 +164,16 @@ def losses(folder):
     return generated.losses({"losses, coarse": folder, "losses, fine": folder}, columns)
 
 
-PLAIN = [sheet, one_row, workflow, attributes, parts, mask_statistics, image_quality]
+PLAIN = [
+    sheet,
+    one_row,
+    workflow,
+    workflow_without_gan,
+    attributes,
+    parts,
+    mask_statistics,
+    image_quality,
+]
 PLAIN += [mask_fidelity, curves, added, worths]
 PLAIN += [elastic, recipe_values, denoising_strip, teaching.zero_convolution]
 OF_LOGS = [controlnet_training, losses]

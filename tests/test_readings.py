@@ -149,7 +149,7 @@ def test_detail_is_a_share_of_the_originals():
     [
         (claim("supported"), "one is supported, none is ruled out, and none is left open."),
         (claim("ruled out"), "none is supported, one is ruled out, and none is left open."),
-        (claim(), "none is ruled out, and 1 could not be told (1: the interval is too wide"),
+        (claim(), "none is ruled out, and 1 remains undecided (1: the interval is too wide"),
         (claim(insensitive="headroom not shown: x"), "(1: it was not shown that even real pairs"),
         (claim(insensitive="insensitive: x"), "(1: not even masks of other pairs were seen to"),
     ],

@@ -156,11 +156,11 @@ def test_images_without_a_lesion_are_not_moved_and_those_that_fit_are_preferred(
     assert (chosen.sum((1, 2)) < 150).all()
 
 
-def test_the_ceiling_has_a_row_for_each_image_in_place_and_moved():
+def test_real_images_have_a_row_for_each_image_in_place_and_moved():
     images, masks, _ = pairs()
     part = Study(masks[..., None].repeat(3, -1) * 255, masks, pd.DataFrame(), "f")
     settings = SETTINGS.model_copy(update={"moved": 5})
-    rows = reference.ceiling(Bright(), part, masks[::-1], settings)
+    rows = reference.on_real_images(Bright(), part, masks[::-1], settings)
     assert rows["images"].value_counts().to_dict() == {"in place": 24, "moved": 5}
     assert (rows.loc[rows["images"] == "in place", "dice"] == 1).all()
     assert (rows.loc[rows["images"] == "moved", "dice"] > 0.85).all()

@@ -113,7 +113,7 @@ def test_sets_of_images_are_compared_with_the_floor_of_real_ones(finished):
     assert (table("diversity")["in pixels"] > 0).all()
 
 
-def test_mask_fidelity_has_ceiling_and_chance(finished):
+def test_mask_fidelity_has_real_images_and_chance(finished):
     fidelity = table("mask_fidelity")
     assert set(fidelity["images"]) == {"real", "base", *MAKERS}
     assert finite(fidelity) and fidelity["dice"].between(0, 1).all()

@@ -58,7 +58,7 @@ def test_on_a_flat_curve_nothing_is_told_apart_and_the_words_say_so():
     assert len(unbounded) >= 7
     row = unbounded[0] | dict(amount=830, method="controlnet", start=145)
     row |= dict(network="unet", schedule="steps")
-    assert "no bounds: this curve tells nothing apart" in worth.sentence(row)
+    assert "has no bounds, this curve tells nothing apart" in worth.sentence(row)
 
 
 def test_between_two_numbers_the_undecided_part_by_hand():
@@ -126,15 +126,15 @@ def test_a_table_places_every_arm_and_says_it_in_words():
     assert table["worth"].item() == pytest.approx(np.sqrt(145 * 290) - 145, abs=6)
     said = table["sentence"].item()
     assert said.startswith(
-        "U-Net, equal optimiser steps: 830 ControlNet pairs beside 145 real ones"
+        "U-Net, equal optimiser steps: 145 real pairs and 830 ControlNet pairs do as well as 20"
     )
-    assert "real ones (95 % interval" in said
+    assert " real pairs alone; worth: 6" in said and "real pairs (95 % interval" in said
     row = table.iloc[0].to_dict() | {"method": "controlnet_shuffled", "worth": -0.2, "low": -np.inf}
     said = worth.sentence(row | {"high": 5.2, "at_most": True})
-    assert (
-        "830 pairs (ControlNet, masks of other pairs) beside 145 real ones are worth at m" in said
+    assert "145 real pairs and 830 pairs (ControlNet, masks of other pairs) do as well as" in said
+    assert said.endswith(
+        "as at most 145 real pairs alone; worth: at most 0 real pairs (95 % interval 5 or fewer)."
     )
-    assert said.endswith("at most 0 real ones (95 % interval 5 or fewer).")
     assert worth.table(rows[rows["share"] == 100]).empty
     with pytest.raises(ValueError, match="at least two"):
         worth.worth(None, worth.knots(rows)[:1], 145)

@@ -1,9 +1,10 @@
-"""Mask fidelity of generators, for both kinds of masks, between chance and ceiling.
+"""Mask fidelity of generators, for both kinds of masks, between chance and that of real images.
 
 Fidelity is the Dice of the reference segmenter's prediction with the mask that an image was painted
 from. Masks of S-test have their lesions where real ones are; those of the training pairs, which
-train the networks of Table 2, have them anywhere. For each kind the ceiling is the same segmenter
-on real images: the originals of S-test, and the same moved to the training pairs' masks.
+train the networks of Table 2, have them anywhere. For each kind it is compared with that of real
+images: the originals of S-test, and the same moved to the training pairs' masks. It is no upper
+bound: a generator that paints clear outlines is easier to segment than photographs.
 """
 
 import numpy as np
@@ -20,7 +21,8 @@ FEW = 0.05  # share of missed masks, or of images with distractors, up to which 
 def per_image(judge, real: pd.DataFrame, test, made: dict, pairs: dict) -> pd.DataFrame:
     """Fidelity of real and generated images on both kinds of masks: a row per image.
 
-    `judge(images, masks)` gives the rows of `reference.fidelity`; `real` is of `reference.ceiling`;
+    `judge(images, masks)` gives the rows of `reference.fidelity`; `real` is of
+    `reference.on_real_images`;
     `test` the study's S-test; `made` {name: images for its masks}; `pairs` {name: training pairs}.
     Columns: id (that of the S-test image, or the pair's number), images, masks, those of `judge`.
     """
@@ -41,21 +43,21 @@ def per_image(judge, real: pd.DataFrame, test, made: dict, pairs: dict) -> pd.Da
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per kind of masks and set of images.
 
-    `rows` has a row per image: `images` (a generator, base, or real: the ceiling), `masks` (one of
+    `rows` has a row per image: `images` (a generator, base, or real), `masks` (one of
     KINDS) and the columns of `reference.fidelity`. Columns: n, mean fidelity, share_50 and share_70
-    (at or above HIT and GOOD), the means by lesion size, chance, ceiling, of_ceiling (mean fidelity
-    as a share of it), with_distractor (share of images).
+    (at or above HIT and GOOD), the means by lesion size, chance, real (mean fidelity of real
+    images), of_real (the mean as a share of it), with_distractor (share of images).
     """
     found = []
     for (masks, images), part in rows.groupby(["masks", "images"], sort=False):
-        dice, real = part["dice"], (rows["masks"] == masks) & (rows["images"] == "real")
-        ceiling = rows.loc[real, "dice"].mean()
+        dice, of_real = part["dice"], (rows["masks"] == masks) & (rows["images"] == "real")
+        real = rows.loc[of_real, "dice"].mean()
         found.append(
             {"images": images, "masks": masks, "n": len(part), "mean": dice.mean()}
             | {"share_50": (dice >= HIT).mean(), "share_70": (dice >= GOOD).mean()}
             | {size: dice[part["size"] == size].mean() for size in SIZES}
-            | {"chance": part["chance"].mean(), "ceiling": ceiling}
-            | {"of_ceiling": dice.mean() / ceiling}
+            | {"chance": part["chance"].mean(), "real": real}
+            | {"of_real": dice.mean() / real}
             | {"with_distractor": (part["distractors"] > 0).mean()}
         )
     return pd.DataFrame(found)
@@ -70,7 +72,7 @@ def sentences(summary: pd.DataFrame) -> list[str]:
         kinds = part.set_index("masks")
         means = [
             f"{row['mean']:.3f} on the masks of {'' if kind == 'S-test' else 'the '}{kind} "
-            f"({row['of_ceiling']:.0%} of the ceiling {row['ceiling']:.3f}; chance "
+            f"({row['of_real']:.0%} of the {row['real']:.3f} of real images; chance "
             f"{row['chance']:.3f})"
             for kind, row in kinds.iterrows()
         ]

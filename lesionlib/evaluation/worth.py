@@ -107,21 +107,23 @@ def _number(pairs: float) -> str:
 def _range(low: float, high: float) -> str:
     """An interval in words."""
     if math.isinf(low) and math.isinf(high):
-        return "no bounds: this curve tells nothing apart"
+        return "has no bounds, this curve tells nothing apart"
     if math.isinf(high):
         return f"{_number(low)} or more"
     return f"{_number(high)} or fewer" if math.isinf(low) else f"{_number(low)} to {_number(high)}"
 
 
 def sentence(row: dict) -> str:
-    """The worth of an arm in words; negative numbers are real pairs that it costs."""
+    """The worth of an arm in words: how many real pairs alone would have done as well."""
     bound = "at least " if row["at_least"] else "at most " if row["at_most"] else ""
     method, network = display_name(row["method"]), display_name(row["network"])
     name = f"{network}, {claims.where(row['schedule'], 100)}"
     pairs = f"pairs ({method})" if ", " in method else f"{method} pairs"
+    worth = row["worth"]
     return (
-        f"{name}: {row['amount']:,} {pairs} beside {row['start']:,} real ones are worth {bound}"
-        f"{_number(row['worth'])} real ones (95 % interval {_range(row['low'], row['high'])})."
+        f"{name}: {row['start']:,} real pairs and {row['amount']:,} {pairs} do as well as {bound}"
+        f"{_number(row['start'] + worth)} real pairs alone; worth: {bound}{_number(worth)} real "
+        f"pairs (95 % interval {_range(row['low'], row['high'])})."
     )
 
 

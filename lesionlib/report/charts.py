@@ -104,7 +104,7 @@ def image_quality(rows: pd.DataFrame, compared: pd.DataFrame):
 
 
 def mask_fidelity(rows: pd.DataFrame, generators):
-    """Fidelity of `generators` and of the base, between the ceiling and chance, by kind of masks.
+    """Fidelity of `generators` and the base, beside real images and chance, by kind of masks.
 
     `rows` as for `evaluation.fidelity.table`. Chance: the mean over images of other masks, for each
     image of a generator.
@@ -118,7 +118,7 @@ def mask_fidelity(rows: pd.DataFrame, generators):
         for name, part in parts.items()
     }
     names = {name: display_name(name) for name in generators}
-    names |= {"real": "real images (ceiling)", "base": "base without ControlNet"}
+    names |= {"real": "real images", "base": "base without ControlNet"}
     names["chance"] = "masks of other images (chance)"
     fig = boxes(samples, KINDS, names, style.looks(samples))
     for axis, kind in zip(fig.axes, KINDS, strict=True):

@@ -14,7 +14,7 @@ from lesionlib.report.summary import table
 UNITS = {"mse": "MSE", "psnr_255": "PSNR (dB)", "ssim": "SSIM"}
 KINDS = {"claims": "Table 2", "controls": "controls", "image_claims": "Table 1"}  # by table
 NAMED = 3  # claims that a sentence of the abstract names at most
-REASONS = {  # how `insensitive` begins: why a claim could not be told
+REASONS = {  # how `insensitive` begins: why a claim remains undecided
     "its headroom was not measured": "what real pairs of G would have added was not measured",
     "headroom not shown": "it was not shown that even real pairs of G add half a Dice point",
     "insensitive": "not even masks of other pairs were seen to harm",
@@ -50,7 +50,7 @@ def assessed(tables: dict) -> pd.DataFrame:
 
 
 def abstract(folder, facts: dict) -> list[str]:
-    """Three sentences: what was found, what was ruled out, what could not be told and why.
+    """Three sentences: what was found, what was ruled out, what remains undecided and why.
 
     `facts` is the run's provenance.
     """
@@ -109,7 +109,8 @@ def untold(rows: pd.DataFrame) -> str:
             f", would have shown {power.min():.3f} to {power.max():.3f} Dice" if len(power) else ""
         )
         parts.append(f"{wide.sum()}: the interval is too wide{seen}")
-    return f"{len(rows)} could not be told ({'; '.join(parts)})."
+    remain = "remains" if len(rows) == 1 else "remain"
+    return f"{len(rows)} {remain} undecided ({'; '.join(parts)})."
 
 
 def against_paper(folder, facts: dict) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Figures that several notebooks draw: contact sheets, outlines, training curves."""
 
 import io
+import textwrap
 
 import cv2
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from lesionlib.engine.files import atomic_write, resolve
 from lesionlib.engine.stages import STAGES
 from lesionlib.evaluation import claims
+from lesionlib.evaluation.paper import display_name
 from lesionlib.report import style
 
 PANEL, GAP, LABEL = 1.15, 0.06, 0.95  # of sheets, inches: widest picture, gap, widest row label
@@ -177,16 +179,17 @@ def crops(images: np.ndarray, windows) -> list[np.ndarray]:
     return [cv2.resize(part, (256, 256), interpolation=cv2.INTER_CUBIC) for part in parts]
 
 
-def workflow(counts: dict, synthetic: int, external_generators=()):
+def workflow(counts: dict, synthetic: int, networks, methods, external_generators=()):
     """Figure 2: the path of the data, with this run's numbers of images; notebooks in brackets.
 
-    `counts`: images in each part of the split; `synthetic`: number of synthetic masks;
-    `external_generators`: names of further synthetic sets.
+    `counts`: images in each part of the split; `synthetic`: number of synthetic masks; `networks`
+    and `methods` of the run; `external_generators`: names of further synthetic sets.
     """
     data, masks, control, gan, quality, segmentation, _ = (stage[:2] for stage in STAGES)
     parts = "\n".join(f"{part} {counts[part]}" for part in ("S-train", "S-val", "S-test"))
     external = [f"and those\nof {name}" for name in external_generators]
     tables = f"Table 1:\nimage quality\n({quality})\n\nTable 2:\nDice on S-test\n({segmentation})"
+    named = ",\n".join(textwrap.fill(display_name(network), 12) for network in networks)
     boxes = {  # name: (x, y, text)
         "data": (0.05, 2, f"images,\nmasks,\ndiagnoses,\nattributes\n({data})"),
         "G": (1, 2.7, f"G: {counts['G']} pairs\nwith prompts"),
@@ -195,11 +198,14 @@ def workflow(counts: dict, synthetic: int, external_generators=()):
         "controlnet": (2.05, 2.7, f"ControlNet on a\nlocked base, DDIM\n({control})"),
         "pix2pixhd": (2.05, 1.65, f"Pix2PixHD\n({gan})"),
         "pairs": (3.1, 2.2, "\n".join(["synthetic\npairs", *external])),
-        "networks": (3.1, 0.9, f"U-Net,\nDCSAU-Net\n({segmentation})"),
+        "networks": (3.1, 0.9, f"{named}\n({segmentation})"),
         "tables": (4.15, 1.6, tables),
     }
     limits = {"xlim": (-0.4, 4.6), "ylim": (-0.1, 3.2)}
-    return diagram(boxes, [arrow.split() for arrow in ARROWS.split(", ")], 3.6, limits)
+    absent = {"controlnet", "pix2pixhd"} - {*methods}
+    boxes = {name: box for name, box in boxes.items() if name not in absent}
+    arrows = [ends for ends in map(str.split, ARROWS.split(", ")) if {*ends} <= {*boxes}]
+    return diagram(boxes, arrows, 3.6, limits)
 
 
 def diagram(boxes: dict, arrows, height: float, limits: dict, fills=None):

@@ -18,7 +18,6 @@ from PIL import Image
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, run_lock
 from lesionlib.engine.provenance import file_digest
-from lesionlib.evaluation import paper
 from lesionlib.report import findings, forest, notebooks, pages
 from lesionlib.report.privacy import Pseudonyms, own_names
 
@@ -206,7 +205,7 @@ def results(folder) -> str:
     n, seeds = facts["images"]["S-test"], findings.span(findings.table(folder, "table2")["seeds"])
     worth = [f"- {sentence}" for sentence in findings.table(folder, "worth")["sentence"]]
     picture, caption = next(iter(pages.FIGURES.items()))
-    plot = f"![{forest.alternative_text(rows)}](forest.svg)"
+    notes, plot = pages.NOTES, f"![{forest.alternative_text(rows)}](forest.svg)"
     over_images, over_seeds = (
         f"{measured}, n = {n}{more}; mean with 95 % interval over images"
         for measured, more in (("Empty prompt", ""), ("Dice", f", seeds: {seeds}"))
@@ -215,20 +214,16 @@ def results(folder) -> str:
         ("Table 1: image quality on S-test", f"{over_images}.", pages.image_table(folder)),
         (
             "Table 2: segmentation of S-test",
-            f"{over_seeds} and seeds. {paper.FOOTNOTE}",
+            f"{over_seeds} and seeds. {notes['table2']}",
             pages.dice_table(folder),
         ),
+        ("Could a gain have been shown?", notes["headroom"], pages.headroom_table(folder)),
+        ("Is the lesion in its mask?", notes["fidelity"], pages.fidelity_table(folder)),
         (
-            "Could a gain have been shown?",
-            "What real pairs of G add in place of synthetic ones.",
-            pages.headroom_table(folder),
+            "The numbers behind the verdicts",
+            f"{forest.CAPTION} {notes['verdicts']}",
+            pages.claims_table(folder),
         ),
-        (
-            "Is the lesion in its mask?",
-            "Dice and HD95 of a U-Net that knows real images only; 95 % intervals are over images.",
-            pages.fidelity_table(folder),
-        ),
-        ("The numbers behind the verdicts", forest.CAPTION, pages.claims_table(folder)),
     )
     made = (
         "Made from the tables by `./run_all.sh --publish`; `index.html` is the same for a browser."
@@ -236,10 +231,11 @@ def results(folder) -> str:
     lines = [
         *[f"# The run {folder.name}", ""],
         *_section("This run against the paper", made, findings.against_paper(folder, facts)),
+        *[notes["parts"], ""],
         *["## Abstract", "", " ".join(findings.abstract(folder, facts)), ""],
         *[f"![{caption}]({picture}.png)", "", caption, "", "## All claims", "", plot, ""],
         *(line for parts in tables for line in _section(*parts)),
-        *(["## The worth of synthetic pairs", "", *worth, ""] if worth else []),
+        *(["## The worth of synthetic pairs", "", notes["worth"], "", *worth, ""] if worth else []),
         *["## Notebooks", "", *(f"1. [{title}]({link})" for link, title in _links(folder)), ""],
     ]
     return "\n".join(lines)

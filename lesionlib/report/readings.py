@@ -286,7 +286,7 @@ def figure4(pictures: dict, windows) -> str:
 
 
 def outcome(tables: dict) -> str:
-    """One sentence: how many claims have which verdict, and why the others could not be told.
+    """One sentence: how many claims have which verdict, and why the others remain undecided.
 
     `tables` as for `findings.assessed`: of claims.table1_claims, table2_claims or controls.
     """

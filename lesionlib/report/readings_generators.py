@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lesionlib.data.dataset import off_centre
+from lesionlib.data.prompts import WORDS
 from lesionlib.evaluation import statistics
 from lesionlib.evaluation.fidelity import GOOD, HIT
 from lesionlib.evaluation.paper import display_name
@@ -442,7 +443,7 @@ def controlnet_answer(dice: dict, pairs, table: pd.DataFrame) -> str:
 
 
 def _worded(labels) -> str:
-    return listed([label.replace("_", " ") for label in labels])
+    return listed([WORDS.get(label, label) for label in labels])
 
 
 # Notebook 04

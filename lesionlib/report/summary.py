@@ -5,7 +5,7 @@ import pandas as pd
 from lesionlib.engine.errors import require
 from lesionlib.engine.files import resolve
 
-FIDELITY = "images masks n mean share_50 chance ceiling of_ceiling with_distractor".split()
+FIDELITY = "images masks n mean share_50 chance real of_real with_distractor".split()
 SHOWN = [
     "network",
     "trained on",

@@ -5,7 +5,7 @@ predictions with the masks: in validations, for every synthetic pair, and for Ta
 
 It must locate lesions anywhere, since synthetic pairs have them anywhere; so it sees warped images,
 in training and in validation. What it finds on real images that are moved to the places of the
-synthetic pairs' masks (`moved_onto`) is the ceiling of what it can find on the synthetic ones.
+synthetic pairs' masks (`moved_onto`) is what the synthetic ones are compared with.
 """
 
 from dataclasses import dataclass
@@ -128,7 +128,9 @@ def _place(masks) -> tuple[torch.Tensor, torch.Tensor]:
     return centre / area[:, None], area / masks[0].numel()
 
 
-def ceiling(segmenter: ReferenceSegmenter, test, targets, settings: Reference) -> pd.DataFrame:
+def on_real_images(
+    segmenter: ReferenceSegmenter, test, targets, settings: Reference
+) -> pd.DataFrame:
     """`fidelity` on real images that it was not trained on, in place and moved: a row per image.
 
     `test` is the study's S-test; it is moved onto the first `settings.moved` of the masks
