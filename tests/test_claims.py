@@ -163,6 +163,18 @@ def test_arms_of_fewer_seeds_are_compared_on_those_that_both_have():
         claims.paired(found["controlnet 10"], none)
 
 
+def test_a_treatment_is_compared_with_the_generator_whose_pairs_it_changes():
+    gains = {("controlnet", 10): 0.02, ("controlnet_empty", 10): -0.03}
+    rows = made_up(gains)
+    other = rows[rows["method"] == "controlnet"]
+    other = other.assign(generator="1", dice=other["dice"] + 0.5)
+    table = claims.controls(pd.concat([rows, other], ignore_index=True))
+    (prompts,) = table[table["claim"].str.startswith("prompts")].to_dict("records")
+    assert prompts["difference"] == pytest.approx(0.05, abs=0.005) and prompts["generators"] == 1
+    improves = claims.table2_claims(pd.concat([rows, other], ignore_index=True))
+    assert improves["difference"].iloc[0] == pytest.approx(0.27, abs=0.005)
+
+
 def test_a_generator_is_judged_by_the_controls_whatever_it_is_called():
     rows = made_up({("classicalgan", 10): 0.05, ("classical", 0): 0.05})
     rows = rows[rows["method"] != "real_pairs"]

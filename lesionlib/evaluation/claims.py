@@ -237,7 +237,22 @@ def _comparisons(images: pd.DataFrame, templates: dict):
             for text, arm, other in _pairs(found, templates, methods, amounts, network, share):
                 names = {"claim": f"{text} ({where(schedule, share)})", "network": network}
                 names |= {"schedule": schedule, "share": share, "arm": arm, "against": other}
-                yield names | compare(found[arm], found[other])
+                yield names | compare(*_alike(found, arm, other))
+
+
+def _alike(found: dict, arm: str, other: str) -> list[pd.DataFrame]:
+    """The scores of two arms of `arms`; of the same generators if they treat one's pairs two ways.
+
+    Treatments are tried with the first generator alone, whose own pairs are what they change.
+    """
+    scores, methods = [found[arm], found[other]], sorted([arm.split()[0], other.split()[0]])
+    if methods[1].startswith(f"{methods[0]}_"):
+        own = [one.index.get_level_values("generator") for one in scores]
+        scores = [
+            one[levels.isin(own[0]) & levels.isin(own[1])]
+            for one, levels in zip(scores, own, strict=True)
+        ]
+    return scores
 
 
 def _pairs(found: dict, templates: dict, methods, amounts, network: str, share: int):
