@@ -69,7 +69,7 @@ def test_the_abstract_is_three_sentences_found_ruled_out_and_untold(folder, fact
     found, ruled_out, untold = findings.abstract(folder, facts)
     assert "0.800 for real images, 0.700 for ControlNet" in found
     assert "6 claims" in found
-    assert found.endswith("one is supported: A (equal steps), +0.020 (+0.010 to +0.030).")
+    assert "one is supported: A (equal steps), +0.020 (+0.010 to +0.030), while mask" in found
     assert ruled_out.startswith("One is ruled out") and "B (equal steps), -0.050" in ruled_out
     assert untold.startswith("4 remain undecided (")
     for reason in (

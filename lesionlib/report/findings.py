@@ -60,10 +60,10 @@ def abstract(folder, facts: dict) -> list[str]:
     supported, ruled_out = (rows[rows["verdict"] == name] for name in ("supported", "ruled out"))
     images = "procedural" if settings["source"] == "phantom" else "dermoscopic"
     return [
-        f"On {sum(counts.values()):,} {images} images of {settings['image_size']} px, of which "
-        f"{counts['S-test']:,} test (seeds of the networks: {seeds}), mask fidelity (Dice of a "
-        f"U-Net that knows real images only) is {_fidelity(folder)}; of the paper's "
-        f"{len(rows)} claims that this run can test, {are(supported)} supported{named(supported)}.",
+        f"Of the paper's {len(rows)} claims that this run can test, on {sum(counts.values()):,} "
+        f"{images} images of {settings['image_size']} px of which {counts['S-test']:,} test (seeds "
+        f"of the networks: {seeds}), {are(supported)} supported{named(supported)}, while mask "
+        f"fidelity (Dice of a U-Net that knows real images only) is {_fidelity(folder)}.",
         f"{are(ruled_out).capitalize()} ruled out, in the sense that the interval excludes a gain "
         f"of half a Dice point (in Table 1, any gain){named(ruled_out)}.",
         untold(rows[~rows["verdict"].isin(["supported", "ruled out"])]),
