@@ -86,7 +86,7 @@ def test_at_most_three_claims_are_named(folder, facts):
     rows = [claim(name, "supported") for name in "VWXYZ"]
     write_csv(folder / "tables" / "claims.csv", pd.DataFrame(rows))
     found = findings.abstract(folder, facts)[0]
-    assert "5 are supported: V" in found and "Y (" not in found and "; and 2 more." in found
+    assert "5 are supported: V" in found and "Y (" not in found and "; and 2 more, while" in found
 
 
 def test_the_setting_stands_beside_that_of_the_paper(folder, facts):
