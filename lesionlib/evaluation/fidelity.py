@@ -4,7 +4,7 @@ Fidelity is the Dice of the reference segmenter's prediction with the mask that 
 from. Masks of S-test have their lesions where real ones are; those of the training pairs, which
 train the networks of Table 2, have them anywhere. For each kind it is compared with that of real
 images: the originals of S-test, and the same moved to the training pairs' masks. It is no upper
-bound: a generator that paints clear outlines is easier to segment than photographs.
+bound: a generator that paints clear outlines can be easier to segment than real images.
 """
 
 import numpy as np
@@ -22,9 +22,9 @@ def per_image(judge, real: pd.DataFrame, test, made: dict, pairs: dict) -> pd.Da
     """Fidelity of real and generated images on both kinds of masks: a row per image.
 
     `judge(images, masks)` gives the rows of `reference.fidelity`; `real` is of
-    `reference.on_real_images`;
-    `test` the study's S-test; `made` {name: images for its masks}; `pairs` {name: training pairs}.
-    Columns: id (that of the S-test image, or the pair's number), images, masks, those of `judge`.
+    `reference.on_real_images`; `test` the study's S-test; `made` {name: images for its masks};
+    `pairs` {name: training pairs}. Columns: id (that of the S-test image, or the pair's number),
+    images, masks, those of `judge`.
     """
     kinds = dict(zip(["in place", "moved"], KINDS, strict=True))
     parts = [real.assign(images="real", masks=real["images"].map(kinds))]
@@ -43,8 +43,8 @@ def per_image(judge, real: pd.DataFrame, test, made: dict, pairs: dict) -> pd.Da
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per kind of masks and set of images.
 
-    `rows` has a row per image: `images` (a generator, base, or real), `masks` (one of
-    KINDS) and the columns of `reference.fidelity`. Columns: n, mean fidelity, share_50 and share_70
+    `rows` has a row per image: `images` (a generator, base, or real), `masks` (one of KINDS)
+    and the columns of `reference.fidelity`. Columns: n, mean fidelity, share_50 and share_70
     (at or above HIT and GOOD), the means by lesion size, chance, real (mean fidelity of real
     images), of_real (the mean as a share of it), with_distractor (share of images).
     """

@@ -202,7 +202,8 @@ def workflow(counts: dict, synthetic: int, networks, methods, external_generator
         "tables": (4.15, 1.6, tables),
     }
     limits = {"xlim": (-0.4, 4.6), "ylim": (-0.1, 3.2)}
-    absent = {"controlnet", "pix2pixhd"} - {*methods}
+    kinds = ("controlnet", "pix2pixhd")
+    absent = {kind for kind in kinds if not any(name.startswith(kind) for name in methods)}
     boxes = {name: box for name, box in boxes.items() if name not in absent}
     arrows = [ends for ends in map(str.split, ARROWS.split(", ")) if {*ends} <= {*boxes}]
     return diagram(boxes, arrows, 3.6, limits)
