@@ -73,6 +73,7 @@ def run(tmp_path, monkeypatch):
         )
     text = [
         f"{clinic}/images/7.jpg\n",
+        f"{folder}/checkpoints/x.pt\n",
         f"WARNING: {clinic}/images/Meier_Anna/Li/7.jpg: a second file of this id\n",
         f"WARNING: {clinic}/split.csv: ids that are no image: 1, as Huber_Max\n",
         "WARNING: files left out: 1, such as Müller, Eva (2).jpg, surname_forename_00: melanoma",
@@ -287,6 +288,7 @@ def test_no_path_of_the_machine_and_no_table_of_patients_is_published(run, tmp_p
     facts = json.loads((folder / "provenance.json").read_text())["settings"]
     assert facts["split"] == ".../split.csv" and facts["base_model"] == ".../base"
     assert any(".../images/case-0002.jpg" in text for text in texts)
+    assert any("runs/mine/checkpoints/x.pt" in text for text in texts)
 
 
 def test_no_name_of_an_own_image_is_in_any_published_byte(run):

@@ -28,8 +28,11 @@ OF_PATIENTS = ("curation", "quarantine", "disagreements", "near_duplicates")  # 
 UNFINISHED = "let ./run_all.sh finish it first"
 
 
-def shorten_paths(text: str, settings: dict) -> str:
-    """The text with absolute paths of this machine shortened to their last component."""
+def shorten_paths(text: str, settings: dict, run) -> str:
+    """The text with absolute paths of this machine shortened to their last component.
+
+    Those in the folder of the run, which may lie outside of this repository, begin with its name.
+    """
     values = [
         v for one in settings.values() for v in (one.values() if type(one) is dict else [one])
     ]
@@ -37,6 +40,7 @@ def shorten_paths(text: str, settings: dict) -> str:
     for path in sorted(parts, key=len, reverse=True):
         if Path(path).is_absolute() and Path(path).name:
             text = text.replace(path, f".../{Path(path).name}")
+    text = text.replace(f"{run}/", f"runs/{run.name}/")
     return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
 
@@ -58,7 +62,9 @@ def notebook(path, figures, show_images: bool, settings: dict, names: Pseudonyms
     """
     content = json.loads(path.read_text())
     content["metadata"].get("papermill", {}).pop("parameters", None)
-    content = json.loads(shorten_paths(json.dumps(content, ensure_ascii=False), settings))
+    content = json.loads(
+        shorten_paths(json.dumps(content, ensure_ascii=False), settings, figures.parent)
+    )
     for number, cell in enumerate(content["cells"], 1):
         part = "source" if cell["cell_type"] == "markdown" else "outputs"
         cell[part] = names.value(cell.get(part, ""))
@@ -117,9 +123,9 @@ def _publish(run, provenance: dict, show_images: bool) -> Path:
         for path in sorted((run / "tables").glob("*.csv")):
             private = path.stem in OF_PATIENTS and not show_images
             if not private and path.stat().st_size <= LARGE_TABLE:
-                text = shorten_paths(path.read_text(), settings)
+                text = shorten_paths(path.read_text(), settings, run)
                 _write(partial / "tables" / path.name, names.table(text))
-        text = shorten_paths(json.dumps(provenance, ensure_ascii=False), settings)
+        text = shorten_paths(json.dumps(provenance, ensure_ascii=False), settings, run)
         _write(partial / "provenance.json", names.json(text))
         write_pages(partial)
         _check_size(partial)
