@@ -193,7 +193,7 @@ def test_labels_count_as_recognised_beyond_chance_only():
     assert reading.recognised_labels(table) == ["nevus"]
     said = reading.recognition(table, 100)
     assert "chance allows: nevus, of 2 labels" in said
-    assert "Of milia like cyst nothing can be said" in said
+    assert "Of milia-like cysts nothing can be said" in said
     said = reading.recognition(recognised([0.5, np.nan], [0.9, 0.9]), 100)
     assert "chance allows: none" in said and "nothing can be said" not in said
 
@@ -201,7 +201,7 @@ def test_labels_count_as_recognised_beyond_chance_only():
 def test_labels_without_images_are_not_recognised():
     table = recognised([1.0, 1.0], [1.0, 1.0]).assign(not_asked=0, real=0)
     assert reading.recognised_labels(table) == []
-    assert "nevus and milia like cyst nothing" in reading.recognition(table, 0)
+    assert "nevus and milia-like cysts nothing" in reading.recognition(table, 0)
 
 
 def crosstab(rows):
