@@ -211,7 +211,9 @@ def test_the_best_validation_is_returned(tmp_path):
 
 
 def weights(model):
-    return torch.cat([value.float().flatten() for value in model.state_dict().values()])
+    """All weights and batch statistics, without the numbers of batches, which are not averaged."""
+    state = model.state_dict().values()
+    return torch.cat([x.flatten() for x in state if x.is_floating_point()])
 
 
 def test_training_is_repeatable_and_depends_on_the_seed(tmp_path):
@@ -222,8 +224,30 @@ def test_training_is_repeatable_and_depends_on_the_seed(tmp_path):
     assert not torch.equal(weights(first), weights(other))
 
 
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
-    whole, own = fitted(tmp_path / "whole", epochs=4), tmp_path / "own"
+def test_the_moving_average_is_validated_and_returned(tmp_path):
+    """Decay 0.5 ** (1 / AVERAGE_EVERY) moves it by a half, at the beginning by 9 / (10 + n)."""
+    seen, parts = [], (discs(8, 0)[:2], discs(4, 1)[:2])
+    recipe = replace(SMALL, ema=0.5 ** (1 / training.AVERAGE_EVERY))
+    task = training.Segmentation("unet", *parts, recipe, 0, 11)
+    for step in range(11):
+        task.before(step)
+        if step and step % training.AVERAGE_EVERY == 0:
+            seen.append(weights(task.model))
+        for _ in task.gradients(step):
+            task.update()
+    score = task.validate(11)["val_dice"]
+    seen.append(weights(task.model))
+    expected = seen[0] + (seen[1] - seen[0]) * (1 - 2 / 11)
+    expected += (seen[2] - expected) * (1 - 3 / 12)
+    model = task.finish()
+    torch.testing.assert_close(weights(model), expected, rtol=1e-4, atol=1e-6)
+    images, masks = parts[1]
+    assert dice(training.predict(model, images), masks).mean() == pytest.approx(score)
+
+
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, ema):
+    whole, own = fitted(tmp_path / "whole", epochs=4, ema=ema), tmp_path / "own"
     monkeypatch.setattr(engine.training, "SAVE_AFTER", 0)
     calls, predict = [], training.predict
 
@@ -235,8 +259,8 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
 
     monkeypatch.setattr(training, "predict", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        fitted(own, epochs=4)
-    resumed = fitted(own, epochs=4)
+        fitted(own, epochs=4, ema=ema)
+    resumed = fitted(own, epochs=4, ema=ema)
     assert len(calls) == 3 + 2  # the third and fourth epoch only
     assert torch.equal(weights(whole), weights(resumed))
     assert Log.read(files(tmp_path / "whole").log) == Log.read(files(own).log)
@@ -245,7 +269,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
 def test_told_to_stop_between_two_validations_it_ends_as_an_uninterrupted_one(
     tmp_path, monkeypatch
 ):
-    whole, own = fitted(tmp_path / "whole", epochs=4), tmp_path / "own"
+    whole, own = fitted(tmp_path / "whole", epochs=4, ema=0.9), tmp_path / "own"
     calls, loss = [], training.Segmentation.loss
 
     def told_at_third(*args):
@@ -256,8 +280,8 @@ def test_told_to_stop_between_two_validations_it_ends_as_an_uninterrupted_one(
 
     monkeypatch.setattr(training.Segmentation, "loss", told_at_third)
     with pytest.raises(InputError, match=r"was stopped \(SIGTERM\).* after step 3"):
-        fitted(own, epochs=4)
-    resumed = fitted(own, epochs=4)
+        fitted(own, epochs=4, ema=0.9)
+    resumed = fitted(own, epochs=4, ema=0.9)
     assert torch.equal(weights(whole), weights(resumed))
     assert Log.read(files(tmp_path / "whole").log) == Log.read(files(own).log)
 
@@ -283,6 +307,12 @@ def test_pairs_are_mixed_as_the_recipe_says():
     for some in (torch.cat(first[:5]), torch.cat([rows[4:] for rows in mixed[:10]])):
         assert sorted(some.tolist()) == list(range(20, 60))  # an epoch of the synthetic pairs
     assert sorted(torch.cat(first[15:20]).tolist()) == sorted(2 * list(range(20)))
+
+
+def test_the_halves_of_a_mixed_batch_are_drawn_independently():
+    """With as many real as synthetic pairs, equal streams would always draw pairs i and i."""
+    rows = torch.cat(batches("mixed", real=20, made=20)).reshape(-1, 2, 4)
+    assert (rows[:, 0] == rows[:, 1] - 20).float().mean() < 0.2
 
 
 def test_steps():

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lesionlib.engine.settings import Augmentation
 from lesionlib.engine.training import (
@@ -26,6 +27,9 @@ from lesionlib.engine.training import (
 from lesionlib.segmentation import measures
 from lesionlib.segmentation.networks import DECODER, augment, build, dice_loss, inputs
 
+MADE = 2**31  # added to the seed by which synthetic halves of batches are drawn
+AVERAGE_EVERY = 5  # steps between two movements of the average, which cost a tenth of a step each
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -35,6 +39,8 @@ class Recipe:
     `engine.training.Schedule`; `validations`: how often the Dice
     on S-val is measured; `warps` and `colour`: the augmentation (`networks.augment`), without warps
     the eight orientations; `encoder` and `decoder` (channels) are the U-Net's (`networks.build`).
+    `ema`: decay per step of the moving average of the weights that is validated and returned, 0
+    for the weights themselves.
 
     The first `real` pairs of the training part are real, the others synthetic. `mixing`: "added",
     batches are drawn from all of them alike; "first", for half of the steps from the synthetic
@@ -50,6 +56,7 @@ class Recipe:
     colour: float = 0.0
     encoder: str = "resnet18"
     decoder: tuple = DECODER
+    ema: float = 0.0
     mixing: str = "added"
     real: int = 0
 
@@ -95,6 +102,20 @@ def predict(model: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray
     return (probabilities(model, images, batch) > 0.5).astype(np.uint8)
 
 
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    """The moving average of a network's weights and of its batch statistics.
+
+    It is moved every AVERAGE_EVERY steps and before a validation, at the beginning by more than
+    `decay` asks: by 9 / (10 + n) after n times, so that it soon forgets the first weights.
+    """
+
+    def move(averaged, current, n):
+        kept = min(decay**AVERAGE_EVERY, (1 + int(n)) / (10 + int(n)))
+        get_ema_multi_avg_fn(kept)(averaged, current, n)
+
+    return AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+
+
 class Segmentation(Task):
     """A network that minimises `dice_loss` by Adam and keeps its best weights on `val_part`."""
 
@@ -112,7 +133,12 @@ class Segmentation(Task):
         self.pairs = self.pairs.to(device())  # (N, S, S, 4): image and mask as channels
         self.batch = max(2, min(recipe.batch, len(images)))  # batch normalisation needs two
         self.precision = resolved_precision(recipe.precision, model)
+        self.average = _average(model, recipe.ema) if recipe.ema else None
         self.best, self.score = None, -1.0
+
+    def before(self, step):
+        if self.average and step and step % AVERAGE_EVERY == 0:
+            self.average.update_parameters(self.model)
 
     def rows(self, step: int) -> torch.Tensor:
         """Numbers (B,) of the pairs in the batch of a step; see `Recipe`."""
@@ -125,8 +151,8 @@ class Segmentation(Task):
         if self.recipe.mixing == "first":
             return batch_at(step - self.turn, batch, real, seed)
         half = batch // 2
-        parts = [batch_at(step, batch - half, real, seed), real + batch_at(step, half, made, seed)]
-        return torch.cat(parts)
+        of_made = batch_at(step, half, made, seed + MADE)
+        return torch.cat([batch_at(step, batch - half, real, seed), real + of_made])
 
     def loss(self, step: int) -> torch.Tensor:
         """The Dice loss of the batch of a step."""
@@ -146,16 +172,23 @@ class Segmentation(Task):
 
     def validate(self, step):
         images, masks = self.val_part
-        score = float(measures.dice(predict(self.model, images), masks).mean())
+        model = self.model
+        if self.average:
+            self.average.update_parameters(self.model)
+            model = self.average.module
+        score = float(measures.dice(predict(model, images), masks).mean())
         if score >= self.score:
-            self.best, self.score = copy.deepcopy(self.model.state_dict()), score
+            self.best, self.score = copy.deepcopy(model.state_dict()), score
         return {"val_dice": score}
 
     def state(self):
-        return super().state() | {"best": self.best, "score": self.score}
+        average = self.average.state_dict() if self.average else None
+        return super().state() | {"best": self.best, "score": self.score, "average": average}
 
     def load(self, state):
         super().load(state)
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.best, self.score = state["best"], state["score"]
 
     def finish(self):
