@@ -225,9 +225,9 @@ def test_training_is_repeatable_and_depends_on_the_seed(tmp_path):
 
 
 def test_the_moving_average_is_validated_and_returned(tmp_path):
-    """Decay 0.5 ** (1 / AVERAGE_EVERY) moves it by a half, at the beginning by 9 / (10 + n)."""
+    """After n times it keeps a share of n / (n + 1) to the power of 1 / averaging."""
     seen, parts = [], (discs(8, 0)[:2], discs(4, 1)[:2])
-    recipe = replace(SMALL, ema=0.5 ** (1 / training.AVERAGE_EVERY))
+    recipe = replace(SMALL, averaging=0.5)
     task = training.Segmentation("unet", *parts, recipe, 0, 11)
     for step in range(11):
         task.before(step)
@@ -237,17 +237,17 @@ def test_the_moving_average_is_validated_and_returned(tmp_path):
             task.update()
     score = task.validate(11)["val_dice"]
     seen.append(weights(task.model))
-    expected = seen[0] + (seen[1] - seen[0]) * (1 - 2 / 11)
-    expected += (seen[2] - expected) * (1 - 3 / 12)
+    expected = seen[0] / 4 + seen[1] * 3 / 4
+    expected = expected * 4 / 9 + seen[2] * 5 / 9
     model = task.finish()
     torch.testing.assert_close(weights(model), expected, rtol=1e-4, atol=1e-6)
     images, masks = parts[1]
     assert dice(training.predict(model, images), masks).mean() == pytest.approx(score)
 
 
-@pytest.mark.parametrize("ema", [0, 0.9])
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, ema):
-    whole, own = fitted(tmp_path / "whole", epochs=4, ema=ema), tmp_path / "own"
+@pytest.mark.parametrize("averaging", [0, 0.2])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, averaging):
+    whole, own = fitted(tmp_path / "whole", epochs=4, averaging=averaging), tmp_path / "own"
     monkeypatch.setattr(engine.training, "SAVE_AFTER", 0)
     calls, predict = [], training.predict
 
@@ -259,8 +259,8 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
 
     monkeypatch.setattr(training, "predict", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        fitted(own, epochs=4, ema=ema)
-    resumed = fitted(own, epochs=4, ema=ema)
+        fitted(own, epochs=4, averaging=averaging)
+    resumed = fitted(own, epochs=4, averaging=averaging)
     assert len(calls) == 3 + 2  # the third and fourth epoch only
     assert torch.equal(weights(whole), weights(resumed))
     assert Log.read(files(tmp_path / "whole").log) == Log.read(files(own).log)
@@ -269,7 +269,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
 def test_told_to_stop_between_two_validations_it_ends_as_an_uninterrupted_one(
     tmp_path, monkeypatch
 ):
-    whole, own = fitted(tmp_path / "whole", epochs=4, ema=0.9), tmp_path / "own"
+    whole, own = fitted(tmp_path / "whole", epochs=4, averaging=0.2), tmp_path / "own"
     calls, loss = [], training.Segmentation.loss
 
     def told_at_third(*args):
@@ -280,8 +280,8 @@ def test_told_to_stop_between_two_validations_it_ends_as_an_uninterrupted_one(
 
     monkeypatch.setattr(training.Segmentation, "loss", told_at_third)
     with pytest.raises(InputError, match=r"was stopped \(SIGTERM\).* after step 3"):
-        fitted(own, epochs=4, ema=0.9)
-    resumed = fitted(own, epochs=4, ema=0.9)
+        fitted(own, epochs=4, averaging=0.2)
+    resumed = fitted(own, epochs=4, averaging=0.2)
     assert torch.equal(weights(whole), weights(resumed))
     assert Log.read(files(tmp_path / "whole").log) == Log.read(files(own).log)
 

@@ -664,12 +664,12 @@ class Segmentation(Group):
     )
     batch: int = setting(16, "Images per training step (paper: 256).", unit="images", ge=1)
     lr: float = setting(1.0e-3, "Learning rate of Adam (as in the paper).", gt=0)
-    segmentation_ema: float = setting(
-        0.98,
-        "Decay per step of the moving average of the weights, which is what is validated and "
-        "tested; 0 is none.",
+    averaging: float = setting(
+        0.1,
+        "Length of the moving average of the weights, which is what is validated and tested, as a "
+        "share of the steps so far; 0 is none.",
         ge=0,
-        lt=1,
+        le=1,
     )
     validations: int = setting(
         12,

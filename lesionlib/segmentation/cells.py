@@ -142,7 +142,7 @@ def recipe_of(cell: Cell, options, real: int) -> training.Recipe:
         validations=options.validations,
         encoder=options.unet_encoder,
         decoder=tuple(options.unet_decoder),
-        ema=options.segmentation_ema,
+        averaging=options.averaging,
         mixing=way if way in ("first", "mixed") else "added",
         real=real,
         **(classical if cell.method == "classical" else {}),

@@ -39,8 +39,8 @@ class Recipe:
     `engine.training.Schedule`; `validations`: how often the Dice
     on S-val is measured; `warps` and `colour`: the augmentation (`networks.augment`), without warps
     the eight orientations; `encoder` and `decoder` (channels) are the U-Net's (`networks.build`).
-    `ema`: decay per step of the moving average of the weights that is validated and returned, 0
-    for the weights themselves.
+    `averaging`: length of the moving average of the weights that is validated and returned, as a
+    share of the steps so far; 0 for the weights themselves.
 
     The first `real` pairs of the training part are real, the others synthetic. `mixing`: "added",
     batches are drawn from all of them alike; "first", for half of the steps from the synthetic
@@ -56,7 +56,7 @@ class Recipe:
     colour: float = 0.0
     encoder: str = "resnet18"
     decoder: tuple = DECODER
-    ema: float = 0.0
+    averaging: float = 0.0
     mixing: str = "added"
     real: int = 0
 
@@ -102,15 +102,16 @@ def predict(model: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray
     return (probabilities(model, images, batch) > 0.5).astype(np.uint8)
 
 
-def _average(model: nn.Module, decay: float) -> AveragedModel:
-    """The moving average of a network's weights and of its batch statistics.
+def _average(model: nn.Module, share: float) -> AveragedModel:
+    """The moving average of a network's weights and batch statistics, over `share` of the steps.
 
-    It is moved every AVERAGE_EVERY steps and before a validation, at the beginning by more than
-    `decay` asks: by 9 / (10 + n) after n times, so that it soon forgets the first weights.
+    A step's weight is a power of its number, so that the average is as long at the end of a short
+    training as of a long one, relative to it (Karras et al. 2024, arXiv 2312.02696, Sec. 3.1). It
+    is moved every AVERAGE_EVERY steps and before a validation.
     """
 
     def move(averaged, current, n):
-        kept = min(decay**AVERAGE_EVERY, (1 + int(n)) / (10 + int(n)))
+        kept = (1 - 1 / (1 + int(n))) ** (1 / share)
         get_ema_multi_avg_fn(kept)(averaged, current, n)
 
     return AveragedModel(model, multi_avg_fn=move, use_buffers=True)
@@ -133,7 +134,7 @@ class Segmentation(Task):
         self.pairs = self.pairs.to(device())  # (N, S, S, 4): image and mask as channels
         self.batch = max(2, min(recipe.batch, len(images)))  # batch normalisation needs two
         self.precision = resolved_precision(recipe.precision, model)
-        self.average = _average(model, recipe.ema) if recipe.ema else None
+        self.average = _average(model, recipe.averaging) if recipe.averaging else None
         self.best, self.score = None, -1.0
 
     def before(self, step):
