@@ -638,7 +638,7 @@ class Segmentation(Group):
         "tu-resnet10t", "Encoder of segmentation-models-pytorch, without pretrained weights."
     )
     unet_decoder: list[Count] = setting(
-        [64, 32, 16, 8],
+        [64, 48, 32, 16],
         "Decoder widths from deep to shallow; the encoder has as many halvings.",
         unit="channels",
         min_length=1,
