@@ -418,7 +418,7 @@ class ControlNet(Group):
     """The ControlNet (notebook 03)."""
 
     prefix: ClassVar[str] = "controlnet_"
-    steps: int = setting(110, "Length of its training.", unit="optimiser steps", ge=1)
+    steps: int = setting(150, "Length of its training.", unit="optimiser steps", ge=1)
     batch: int = setting(32, "Images per gradient.", unit="images", ge=1)
     accumulate: int = setting(1, "Gradients averaged per optimiser step.", ge=1)
     lr: float = setting(3.0e-3, "Peak learning rate of AdamW.", gt=0)
@@ -450,7 +450,7 @@ class Validation(Group):
     """Validation during the ControlNet's training (notebook 03)."""
 
     validate_every: int = setting(
-        55, "Interval of validations on S-val.", unit="optimiser steps", neutral=True, ge=1
+        50, "Interval of validations on S-val.", unit="optimiser steps", neutral=True, ge=1
     )
     validation_samples: int = setting(
         8, "Images sampled at each validation.", unit="images", neutral=True, ge=1
