@@ -52,3 +52,12 @@ def test_a_resumed_log_lists_no_step_twice(tmp_path):
 def test_a_missing_result_names_the_notebook_to_run(tmp_path):
     with pytest.raises(InputError, match="run notebooks/02_masks.ipynb first"):
         require(tmp_path / "conditions.npy", "02_masks")
+
+
+def test_a_processor_is_told_by_its_name_and_instructions():
+    """Two machines of one name may compute in different precision."""
+    lines = "processor : 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16 sse\n"
+    assert provenance.processor(lines) == "AMD EPYC (avx512_bf16)"
+    older = lines.replace(" avx512f avx512_bf16", "")
+    assert provenance.processor(older + older.replace("EPYC", "other")) == "AMD EPYC (avx2)"
+    assert provenance.processor("Processor : ARMv8\n") == ""

@@ -15,6 +15,7 @@ import lesionlib
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, read_json, resolve, write_json
 
+VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # instruction sets, the widest first
 PACKAGES = (
     "torch",
     "diffusers",
@@ -79,12 +80,22 @@ def code_version() -> str:
 
 
 @cache
+def processor(cpuinfo: str) -> str:
+    """The name of a processor and the widest of VECTORS that it computes with, from /proc/cpuinfo.
+
+    A name alone, such as AMD EPYC, stands for processors of several generations.
+    """
+    facts = [line.partition(":") for line in cpuinfo.splitlines()]
+    facts = {name.strip(): value.strip() for name, _, value in reversed(facts)}
+    widest = next((v for v in VECTORS if v in facts.get("flags", "").split()), None)
+    return facts.get("model name", "") + (f" ({widest})" if widest else "")
+
+
 def hardware() -> str:
     """Processor, cores, and the accelerator if there is one."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)
+    path = Path("/proc/cpuinfo")
+    name = processor(path.read_text()) if path.exists() else ""
+    name = name or platform.processor() or platform.machine()
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
