@@ -29,6 +29,9 @@ def test_validation_curves_have_an_axis_per_network_and_mark_the_plateau():
     first, second = fig.axes
     assert first.get_title() == "U-Net" and len(first.lines) == 2 + 1  # two curves, one plateau
     assert first.lines[-1].get_xdata()[0] == 2 and len(second.lines) == 1
+    without = evidence.curves(table, learnt.assign(plateau=np.nan))
+    keys = [[text.get_text() for text in some.legends[0].get_texts()] for some in (fig, without)]
+    assert keys[0] == [*keys[1], "start of the plateau"]
 
 
 def rows(method, amount, share, pairs, dice):

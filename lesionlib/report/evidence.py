@@ -38,7 +38,9 @@ def curves(table: pd.DataFrame, learnt: pd.DataFrame):
         axis.locator_params(axis="x", nbins=4)
         axis.xaxis.set_major_formatter("{x:,.0f}")
     axes[0, 0].set_ylabel("Dice on S-val")
-    style.legend_below(fig, [Line2D([], [], **line) for line in (finding, others, start)])
+    drawn = {line.get_label() for axis in axes[0] for line in axis.lines}
+    shown = [line for line in (finding, others, start) if line["label"] in drawn]
+    style.legend_below(fig, [Line2D([], [], **line) for line in shown])
     return fig
 
 
