@@ -28,7 +28,7 @@ from lesionlib.segmentation import measures
 from lesionlib.segmentation.networks import DECODER, augment, build, dice_loss, inputs
 
 MADE = 2**31  # added to the seed by which synthetic halves of batches are drawn
-AVERAGE_EVERY = 5  # steps between two movements of the average, which cost a tenth of a step each
+AVERAGE_EVERY = 5  # steps between two movements of the average, which read and write all weights
 
 
 @dataclass(frozen=True)
