@@ -211,9 +211,7 @@ def test_the_best_validation_is_returned(tmp_path):
 
 
 def weights(model):
-    """All weights and batch statistics, without the numbers of batches, which are not averaged."""
-    state = model.state_dict().values()
-    return torch.cat([x.flatten() for x in state if x.is_floating_point()])
+    return torch.cat([value.float().flatten() for value in model.state_dict().values()])
 
 
 def test_training_is_repeatable_and_depends_on_the_seed(tmp_path):
@@ -226,21 +224,27 @@ def test_training_is_repeatable_and_depends_on_the_seed(tmp_path):
 
 def test_the_moving_average_is_validated_and_returned(tmp_path):
     """After n times it keeps a share of n / (n + 1) to the power of 1 / averaging."""
+
+    def averaged(model):
+        """What is averaged: all but the numbers of batches."""
+        state = model.state_dict().values()
+        return torch.cat([x.flatten() for x in state if x.is_floating_point()])
+
     seen, parts = [], (discs(8, 0)[:2], discs(4, 1)[:2])
     recipe = replace(SMALL, averaging=0.5)
     task = training.Segmentation("unet", *parts, recipe, 0, 11)
     for step in range(11):
         task.before(step)
         if step and step % training.AVERAGE_EVERY == 0:
-            seen.append(weights(task.model))
+            seen.append(averaged(task.model))
         for _ in task.gradients(step):
             task.update()
     score = task.validate(11)["val_dice"]
-    seen.append(weights(task.model))
+    seen.append(averaged(task.model))
     expected = seen[0] / 4 + seen[1] * 3 / 4
     expected = expected * 4 / 9 + seen[2] * 5 / 9
     model = task.finish()
-    torch.testing.assert_close(weights(model), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(averaged(model), expected, rtol=1e-4, atol=1e-6)
     images, masks = parts[1]
     assert dice(training.predict(model, images), masks).mean() == pytest.approx(score)
 

@@ -79,7 +79,6 @@ def code_version() -> str:
     return f"{lesionlib.__version__} ({commit})"
 
 
-@cache
 def processor(cpuinfo: str) -> str:
     """The name of a processor and the widest of VECTORS that it computes with, from /proc/cpuinfo.
 
@@ -91,6 +90,7 @@ def processor(cpuinfo: str) -> str:
     return facts.get("model name", "") + (f" ({widest})" if widest else "")
 
 
+@cache
 def hardware() -> str:
     """Processor, cores, and the accelerator if there is one."""
     path = Path("/proc/cpuinfo")

@@ -514,7 +514,7 @@ class Pix2PixHD(Group):
         16, "Width of the discriminators (original: 64).", unit="channels", ge=1
     )
     steps: int = setting(
-        230,
+        310,
         "Length of its training, half at a constant learning rate, half with linear decay; 0: it "
         "sees as many images as base and ControlNet do in this run.",
         unit="optimiser steps",

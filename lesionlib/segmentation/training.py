@@ -107,7 +107,8 @@ def _average(model: nn.Module, share: float) -> AveragedModel:
 
     A step's weight is a power of its number, so that the average is as long at the end of a short
     training as of a long one, relative to it (Karras et al. 2024, arXiv 2312.02696, Sec. 3.1). It
-    is moved every AVERAGE_EVERY steps and before a validation.
+    is moved every AVERAGE_EVERY steps and before a validation. `engine.training.Average` would
+    leave out the statistics, without which averaged weights predict badly.
     """
 
     def move(averaged, current, n):
