@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from lesionlib.data import dataset
 from lesionlib.engine.artefacts import Artefact
@@ -322,7 +321,7 @@ def prepare_pix2pixhd(run, settings, plus: bool = False, name: str = "", **facts
         upsampling = "resize" if plus or options.resize else "transposed"
         parameters = {"vgg": vgg.name if vgg else "none", "upsampling": upsampling}
         weights.record(parameters=parameters, **facts)
-    return pix2pixhd.load(target).to(device(), memory_format=torch.channels_last)
+    return pix2pixhd.load(target).to(device())
 
 
 class Translator:

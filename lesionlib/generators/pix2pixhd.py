@@ -687,10 +687,13 @@ def save(generator: nn.Module, folder):
 
 
 def load(folder) -> nn.Module:
-    """The generator that `save` wrote, on the CPU; InputError if the folder holds none."""
+    """The generator that `save` wrote, on the CPU; InputError if the folder holds none.
+
+    Its weights lie in memory as in training: another layout can change an image by a grey level.
+    """
     config, path = read_json(Path(folder) / "config.json"), Path(folder) / "model.safetensors"
     if config is None or not path.exists():
         raise InputError(folder, "no Pix2PixHD generator is saved here", "train it first")
     generator = (LocalEnhancer if "n_enhancers" in config else GlobalGenerator)(**config)
     load_model(generator, path)
-    return generator.eval()
+    return generator.to(memory_format=torch.channels_last).eval()
