@@ -322,6 +322,7 @@ for number, (needed, cells) in enumerate(jobs(CELLS, jobs_of_run.cells_per_job),
         params:
             code=code("06_segmentation"),
             values=values("06_segmentation", cells=" ".join(cells)),
+            settings=groups("06_segmentation"),
         threads: jobs_of_run.threads
         resources:
             **GPU,

@@ -7,6 +7,7 @@ have made; then three edits are followed through a real start.
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from lesionlib.data import curation, phantom
 from lesionlib.engine.files import ROOT
 
 pytestmark = pytest.mark.study
+COMMAND = ["-m", "lesionlib.workflow.cli", "--preset", "smoke", "--name", NAME]
 PROGRAM = """
 import json, sys
 from lesionlib.engine import trace
@@ -154,6 +156,22 @@ def test_without_an_edit_and_after_one_of_prose_nothing_is_outdated(copy):
     assert found == outdated(copy) == set()
 
 
+def test_a_setting_edited_in_the_preset_reruns_the_stages_that_read_it(copy, external):
+    preset = copy / "config" / "smoke.yaml"
+    text = preset.read_text()
+    for old, new, read in (
+        ("most_steps: 3", "most_steps: 4", {"segmentation"}),
+        ("reference_steps: 4", "reference_steps: 5", {"masks", "image_quality"}),
+    ):
+        assert old in text
+        preset.write_text(text.replace(old, new))
+        process = start(copy, *COMMAND, *external, "-n")
+        preset.write_text(text)
+        said = re.findall(r"params have changed[^:]*:\s+(.*)", process.stdout + process.stderr)
+        found = {name.rstrip("_0123456789") for line in said for name in line.split(", ")}
+        assert process.returncode == 0 and found == read
+
+
 def state(folder: Path, *patterns) -> dict:
     """Files below a run: the bytes of each, of pictures the pixels (their text names the model)."""
     paths = [path for pattern in patterns for path in folder.glob(pattern)]
@@ -167,8 +185,7 @@ def state(folder: Path, *patterns) -> dict:
 
 def study(copy, external, *more):
     """The run of the copy, started again."""
-    own = ["-m", "lesionlib.workflow.cli", "--preset", "smoke", "--name", NAME]
-    process = start(copy, *own, *external, *more)
+    process = start(copy, *COMMAND, *external, *more)
     assert process.returncode == 0, process.stderr[-3000:]
     return copy / "runs" / NAME
 
