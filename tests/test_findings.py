@@ -103,7 +103,7 @@ def test_the_setting_stands_beside_that_of_the_paper(folder, facts):
     seen = f"base {base:,}, ControlNet {control:,}, Pix2PixHD {base + control:,}"
     assert own["images seen in training"].startswith(seen)
     assert own["training of the networks"].startswith(
-        "epochs: U-Net 10; plateau reached by 9 of 11"
+        "epochs: U-Net 10; plateau reached by 9 of 11 in Table 2"
     )
     assert own["seeds"] == "networks 3 to 5, generators 1" and theirs["seeds"] == "1"
     assert own["loss of Pix2PixHD"] == "no VGG loss"

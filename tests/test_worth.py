@@ -58,7 +58,10 @@ def test_on_a_flat_curve_nothing_is_told_apart_and_the_words_say_so():
     assert len(unbounded) >= 7
     row = unbounded[0] | dict(amount=830, method="controlnet", start=145)
     row |= dict(network="unet", schedule="steps")
-    assert "has no bounds, this curve tells nothing apart" in worth.sentence(row)
+    assert worth.sentence(row) == (
+        "U-Net, equal optimiser steps: 145 real pairs and 830 ControlNet pairs cannot be placed: "
+        "the curve tells no number of real pairs apart from them."
+    )
 
 
 def test_between_two_numbers_the_undecided_part_by_hand():
@@ -131,9 +134,15 @@ def test_a_table_places_every_arm_and_says_it_in_words():
     assert " real pairs alone; worth: 6" in said and "real pairs (95 % interval" in said
     row = table.iloc[0].to_dict() | {"method": "controlnet_shuffled", "worth": -0.2, "low": -np.inf}
     said = worth.sentence(row | {"high": 5.2, "at_most": True})
-    assert "145 real pairs and 830 pairs (ControlNet, masks of other pairs) do as well as" in said
+    assert "145 real pairs and 830 pairs (ControlNet, masks of other pairs) do no better" in said
     assert said.endswith(
-        "as at most 145 real pairs alone; worth: at most 0 real pairs (95 % interval 5 or fewer)."
+        "do no better than the curve's fewest, 145 real pairs alone; worth: at most 0 real pairs "
+        "(95 % interval 5 or fewer)."
+    )
+    most = {"worth": 1756, "low": 1321.4, "high": np.inf, "at_least": True, "at_most": False}
+    assert worth.sentence(row | most).endswith(
+        "do at least as well as the curve's most, 1,901 real pairs alone; worth: at least 1,756 "
+        "real pairs (95 % interval 1,321 or more)."
     )
     assert worth.table(rows[rows["share"] == 100]).empty
     with pytest.raises(ValueError, match="at least two"):

@@ -105,9 +105,7 @@ def _number(pairs: float) -> str:
 
 
 def _range(low: float, high: float) -> str:
-    """An interval in words."""
-    if math.isinf(low) and math.isinf(high):
-        return "has no bounds, this curve tells nothing apart"
+    """An interval in words; at most one of its ends is infinite."""
     if math.isinf(high):
         return f"{_number(low)} or more"
     return f"{_number(high)} or fewer" if math.isinf(low) else f"{_number(low)} to {_number(high)}"
@@ -115,15 +113,20 @@ def _range(low: float, high: float) -> str:
 
 def sentence(row: dict) -> str:
     """The worth of an arm in words: how many real pairs alone would have done as well."""
-    bound = "at least " if row["at_least"] else "at most " if row["at_most"] else ""
     method, network = display_name(row["method"]), display_name(row["network"])
-    name = f"{network}, {claims.where(row['schedule'], 100)}"
     pairs = f"pairs ({method})" if ", " in method else f"{method} pairs"
-    worth = row["worth"]
+    arm = f"{network}, {claims.where(row['schedule'], 100)}: {row['start']:,} real pairs and "
+    arm += f"{row['amount']:,} {pairs}"
+    if math.isinf(row["low"]) and math.isinf(row["high"]):
+        return f"{arm} cannot be placed: the curve tells no number of real pairs apart from them."
+    does, bound = "do as well as", ""
+    if row["at_least"]:
+        does, bound = "do at least as well as the curve's most,", "at least "
+    elif row["at_most"]:
+        does, bound = "do no better than the curve's fewest,", "at most "
     return (
-        f"{name}: {row['start']:,} real pairs and {row['amount']:,} {pairs} do as well as {bound}"
-        f"{_number(row['start'] + worth)} real pairs alone; worth: {bound}{_number(worth)} real "
-        f"pairs (95 % interval {_range(row['low'], row['high'])})."
+        f"{arm} {does} {_number(row['start'] + row['worth'])} real pairs alone; worth: {bound}"
+        f"{_number(row['worth'])} real pairs (95 % interval {_range(row['low'], row['high'])})."
     )
 
 

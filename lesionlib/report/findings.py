@@ -184,7 +184,7 @@ def _training(folder, facts: dict) -> str:
     ]
     number = int((rows["seeds"] * rows["generators"]).sum())
     reached = number - int(rows["unfinished"].sum())
-    return f"epochs: {', '.join(lengths)}; plateau reached by {reached} of {number} trainings"
+    return f"epochs: {', '.join(lengths)}; plateau reached by {reached} of {number} in Table 2"
 
 
 def _perceptual(folder) -> str:
