@@ -3,6 +3,7 @@
 Skipped where Debian's slurm-wlm and munge are missing, or the tests do not run as root.
 """
 
+import json
 import shutil
 import subprocess
 
@@ -16,6 +17,12 @@ from lesionlib.engine.files import ROOT
 from lesionlib.segmentation.grid import planned_cells
 
 NAME = "test-slurm"
+SMALLER = {
+    "networks": ["unet"],
+    "control_networks": ["unet"],
+    "arms": ["table"],
+    "cells_per_job": 4,
+}
 pytestmark = [
     pytest.mark.study,
     pytest.mark.skipif(not slurm.possible(), reason="needs root, slurm-wlm and munge"),
@@ -29,8 +36,9 @@ def cluster(tmp_path_factory):
 
 
 def study(*arguments):
-    """./run_all.sh --cluster slurm under smoke."""
+    """./run_all.sh --cluster slurm under smoke, with fewer cells."""
     command = ["./run_all.sh", "--preset", "smoke", "--name", NAME, *slurm.OPTIONS, *arguments]
+    command += ["--config", *(f"{key}={json.dumps(value)}" for key, value in SMALLER.items())]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -40,7 +48,7 @@ def test_the_study_runs_to_its_end(cluster):
     process = study()
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.strip().splitlines()[-1].startswith("Report: ")
-    cells = planned_cells(config.load("smoke"))
+    cells = planned_cells(config.load("smoke", SMALLER))
     assert {path.stem for path in (run / "cells").glob("*.csv")} == {cell.id for cell in cells}
     assert len(pd.read_csv(run / "tables" / "table2.csv"))
     facts = trace.stages(run)["03_controlnet"]
