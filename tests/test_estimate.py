@@ -1,6 +1,7 @@
 """What a run will cost: counts, packing, floating-point operations, messages."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -257,13 +258,14 @@ def test_a_run_says_it_at_the_start_and_counts_down(monkeypatch, tmp_path, capsy
     monkeypatch.setattr(status, "KEPT", tmp_path)
     estimate.write_json(status.kept_file(settings), units(settings, 60.0))
     now = [time.time()]
-    told = estimate.Countdown(settings, ["--cores", "1"], lambda: now[0])
+    told = estimate.Countdown(settings, ["--cores", "1"], now[0], lambda: now[0])
     whole = [end(plan) for plan in told.one.plans()]
     minutes = [f"{seconds / 60:.0f}" for seconds in whole]
     assert told.left() == (f"the run: about {' to '.join(minutes)} min left", False)
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "01_data.txt").touch()
-    told.left()
+    begun = tmp_path / "logs" / "01_data.txt"  # before the countdown has looked
+    begun.touch()
+    os.utime(begun, (now[0], now[0]))
     now[0] += 60
     one = whole[0] / 60 - 1
     assert told.left()[0].startswith(f"the run: about {one:.0f} ")

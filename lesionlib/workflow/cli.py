@@ -358,11 +358,11 @@ def run_other(options, rest) -> int | None:
     return None
 
 
-def countdown(rest, settings: config.Settings):
-    """The time that a run has left; `rest`: options for Snakemake."""
-    from lesionlib.workflow import estimate  # imports torch: slow
+def countdown(rest, settings: config.Settings, began: float):
+    """The time that a run has left which began then; `rest`: options for Snakemake."""
+    from lesionlib.workflow import estimate  # imports torch: slow, jobs begin meanwhile
 
-    return estimate.Countdown(settings, rest)
+    return estimate.Countdown(settings, rest, began)
 
 
 def print_estimate(options, rest) -> int:

@@ -438,12 +438,15 @@ def estimate(settings: Settings, rest=(), named: str = "") -> str:
 
 
 class Countdown:
-    """The time that a run has left, by what was last tried on this machine (`kept_file`)."""
+    """The time that a run has left, by what was last tried on this machine (`kept_file`).
 
-    def __init__(self, settings: Settings, rest=(), clock=time.time):
-        self.run, self.clock, self.began = resolve(settings.run), clock, clock()
+    `began`: the time of its start, when none of its jobs was at work yet.
+    """
+
+    def __init__(self, settings: Settings, rest, began: float, clock=time.time):
+        self.run, self.clock, self.began = resolve(settings.run), clock, began
         self.one = Estimate(settings, Machine.here(rest), read_json(kept_file(settings)))
-        self.seen, self.done = {}, set()  # when a job was first seen at work; those that have ended
+        self.seen, self.done = {}, set()  # when a job began that is at work; those that have ended
 
     def first(self) -> str:
         """What is said when the run starts."""
@@ -465,8 +468,8 @@ class Countdown:
             text = self._log(job, "txt")
             if self._log(job, "tsv").exists():
                 self.done.add(job.name)
-            elif text.exists() and text.stat().st_mtime >= self.began:
-                self.seen.setdefault(job.name, now)
+            elif text.exists() and (wrote := text.stat().st_mtime) >= self.began:
+                self.seen.setdefault(job.name, wrote)  # as it began
         units = self.one.found["seconds"]
 
         def seconds(job):
