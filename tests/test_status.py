@@ -58,6 +58,15 @@ def test_every_cell_has_a_state(run):
     assert detail[3:] == ["by zero", "interrupted", ""]
 
 
+def test_a_cell_that_somebody_stopped_has_not_failed(run):
+    with pytest.raises(KeyboardInterrupt), ledger.running(run, cell(4), 90, run / "log.csv"):
+        raise KeyboardInterrupt
+    found = ledger.state(run)
+    assert (found["state"][4], found["detail"][4]) == ("left", "interrupted")
+    ledger.plan(run, [Cell.parse(name) for name in found["cell"]])
+    assert ledger.state(run)["detail"][4] == ""
+
+
 def test_a_new_start_tries_again_what_had_failed(run):
     cells = [Cell.parse(name) for name in ledger.state(run)["cell"]]
     ledger.plan(run, cells)

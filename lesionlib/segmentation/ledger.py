@@ -31,22 +31,25 @@ def plan(run, cells: list[Cell]):
     marks = _folders(run)[0]
     write_json(marks / "plan.json", ids := [cell.id for cell in cells])
     for path in (marks / f"{name}.json" for name in ids):
-        if "error" in (read_json(path) or {}):
+        if {"error", "stopped"} & set(read_json(path) or {}):
             path.unlink()
 
 
 @contextmanager
 def running(run, cell: Cell, steps: int, log: Path):
     """Mark a cell as running within this block, with the log of its training; as failed if the
-    block ends with an error."""
+    block ends with an error, as stopped if somebody ends it."""
     path = _folders(run)[0] / f"{cell.id}.json"
     facts = {"process": os.getpid(), "host": socket.gethostname(), "since": time.time()}
     write_json(path, facts | {"steps": steps, "log": str(log)})
     try:
         yield
-    except BaseException as error:
+    except Exception as error:
         text = str(error) or type(error).__name__
         write_json(path, {"error": text.splitlines()[0]})
+        raise
+    except BaseException as error:
+        write_json(path, {"stopped": type(error).__name__})
         raise
     path.unlink(missing_ok=True)
 
@@ -68,7 +71,7 @@ def _marked(mark: dict) -> tuple[str, str]:
     """State and detail of a cell with a mark."""
     if "error" in mark:
         return "failed", mark["error"]
-    if not _alive(mark):
+    if "stopped" in mark or not _alive(mark):
         return "left", "interrupted"
     rows = Log.read(mark["log"])
     done, minutes = int(rows[-1]["step"]) if rows else 0, (time.time() - mark["since"]) / 60
