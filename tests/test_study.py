@@ -375,6 +375,16 @@ def jobs_of_dry_run(*arguments):
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
+@pytest.mark.parametrize(
+    "path, stage", [("tables/join.csv", "data"), ("tables/table2.csv", "segmentation")]
+)
+def test_a_lost_table_is_made_anew(finished, external, path, stage):
+    away = (RUN / path).rename(RUN / f"{path}.away")
+    found = jobs_of_dry_run(*external)
+    away.rename(RUN / path)
+    assert found[stage] == 1
+
+
 def test_a_changed_seed_reruns_its_cells_and_what_follows(finished, external):
     found = jobs_of_dry_run(*external, "--config", "seeds=[1]")
     shares = {name for name in found if name.startswith("segmentation_")}
