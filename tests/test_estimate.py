@@ -274,8 +274,10 @@ def test_a_run_says_it_at_the_start_and_counts_down(monkeypatch, tmp_path, capsy
     data = told.one.ends[0][[each.name for each in told.one.ends[0]].index("data")]
     one = (whole[0] - data.seconds(told.one.found["seconds"])) / 60
     assert news and text.startswith(f"the run: about {one:.0f} ")
+    os.utime(begun, (now[0], now[0]))  # it begins anew
+    assert told.left() == (f"the run: about {' to '.join(minutes)} min left", False)
     monkeypatch.setattr(status, "EVERY", 60)
-    with status.reported(settings, partial(cli.countdown, [])):
+    with status.reported(settings, partial(cli.countdown, [], time.time())):
         time.sleep(2)
     assert "Estimate of quick" in capsys.readouterr().err
 

@@ -114,7 +114,7 @@ def test_the_command_lists_them_and_a_run_without_a_plan_is_one_clear_error(
 
 
 def test_a_time_that_cannot_be_told_is_unknown_and_the_lines_go_on(run, monkeypatch, capsys):
-    def fail(settings, began):
+    def fail(settings):
         raise KeyError("dcsaunet")
 
     monkeypatch.setattr(status, "EVERY", 0.05)
@@ -133,7 +133,7 @@ def test_a_time_that_cannot_be_told_is_unknown_and_the_lines_go_on(run, monkeypa
         return answer
 
     known = SimpleNamespace(first=lambda: "Estimate", left=left)
-    with status.reported(settings, lambda settings, began: known):
+    with status.reported(settings, lambda settings: known):
         time.sleep(0.6)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "Estimate" and said[1].endswith("3 min left")

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from importlib import import_module
 
@@ -296,7 +297,7 @@ def run_snakemake(options, rest) -> int:
     with run_lock(run) as lock:
         processes.forget_failures(run)
         status.plan(settings)
-        with status.reported(settings, partial(countdown, rest)):
+        with status.reported(settings, partial(countdown, rest, time.time())):
             code = processes.run(command, pass_fds=[lock])
     report = run / "report" / "index.html"
     if code:
@@ -358,8 +359,8 @@ def run_other(options, rest) -> int | None:
     return None
 
 
-def countdown(rest, settings: config.Settings, began: float):
-    """The time that a run has left which began then; `rest`: options for Snakemake."""
+def countdown(rest, began: float, settings: config.Settings):
+    """The time left of a run that began at `began`; `rest`: options for Snakemake."""
     from lesionlib.workflow import estimate  # imports torch: slow, jobs begin meanwhile
 
     return estimate.Countdown(settings, rest, began)

@@ -452,24 +452,27 @@ class Countdown:
         """What is said when the run starts."""
         return report(self.one)
 
-    def _log(self, job: Job, kind: str) -> Path:
+    def _written(self, job: Job, kind: str) -> float:
+        """When a log of a job was written: `txt` as it began, `tsv` as it ended; 0 without one."""
         stage = job.stage
         if stage == "grid":
             stage = job.name.replace("segmentation_", "06_segmentation-")
-        return self.run / "logs" / f"{stage}.{kind}"
+        path = self.run / "logs" / f"{stage}.{kind}"
+        return path.stat().st_mtime if path.exists() else 0.0
 
     def left(self) -> tuple[str, bool]:
         """The time left in words, and whether a job has ended since the last call.
 
-        A job that an earlier start has ended counts as done.
+        A job that an earlier start has ended counts as done until it begins anew.
         """
-        now, before = self.clock(), len(self.done)
+        now, before = self.clock(), set(self.done)
         for job in self.one.ends[0]:
-            text = self._log(job, "txt")
-            if self._log(job, "tsv").exists():
+            begun, ended = (self._written(job, kind) for kind in ("txt", "tsv"))
+            self.done.discard(job.name)
+            if ended and ended >= begun:
                 self.done.add(job.name)
-            elif text.exists() and (wrote := text.stat().st_mtime) >= self.began:
-                self.seen.setdefault(job.name, wrote)  # as it began
+            elif begun >= self.began:
+                self.seen[job.name] = begun
         units = self.one.found["seconds"]
 
         def seconds(job):
@@ -477,4 +480,4 @@ class Countdown:
 
         plans = self.one.plans(seconds, frozenset(self.done))
         wall = [max((stop for _, stop in plan.values()), default=0.0) for plan in plans]
-        return f"the run: about {span(wall)} min left", len(self.done) > before
+        return f"the run: about {span(wall)} min left", bool(self.done - before)

@@ -5,9 +5,7 @@ Modules that import pandas are imported where they are used, so that a second st
 
 import sys
 import threading
-import time
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from lesionlib.engine.errors import InputError
@@ -52,21 +50,19 @@ def reported(settings: Settings, countdown):
     """Within this block what the run will cost is written to stderr, if that is known on this
     machine, then a line on its grid and the time left whenever a cell or a job has ended.
 
-    `countdown`: makes an `estimate.Countdown` of the settings and of the time of the start; called
-    if `kept_file` exists."""
-    ended, began = threading.Event(), time.time()
-    known = partial(_estimated, settings, countdown, began)
-    threading.Thread(target=_report, args=(settings, known, ended), daemon=True).start()
+    `countdown`: makes an `estimate.Countdown` of the settings; called if `kept_file` exists."""
+    ended = threading.Event()
+    threading.Thread(target=_report, args=(settings, countdown, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _report(settings: Settings, estimated, ended: threading.Event):
+def _report(settings: Settings, countdown, ended: threading.Event):
     from lesionlib.segmentation import ledger
 
-    known, first = estimated()
+    known, first = _estimated(settings, countdown)
     _say(first)
     last, left, news = None, "", False
     while not ended.wait(EVERY):
@@ -83,11 +79,11 @@ def _report(settings: Settings, estimated, ended: threading.Event):
         last = line
 
 
-def _estimated(settings: Settings, countdown, began: float):
+def _estimated(settings: Settings, countdown):
     """A countdown and its first words; None and UNKNOWN if nothing was tried, or if it fails."""
     with suppress(Exception):
         if kept_file(settings).exists():
-            known = countdown(settings, began)
+            known = countdown(settings)
             return known, known.first()
     return None, UNKNOWN
 
