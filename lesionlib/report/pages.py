@@ -203,7 +203,7 @@ def headroom_table(folder) -> pd.DataFrame:
             "schedule": "equal " + rows["schedule"],
             "S-train": rows["share"].map("{} %".format),
             "Dice alone": rows["alone"].map("{:.3f}".format),
-            "real pairs added": rows["pairs"],
+            "real pairs added": rows["pairs"].map("{:,}".format),
             "difference (95 % interval)": _differences(rows),
             "headroom": rows["enough"].map({True: "yes", False: "no"}),
         }
