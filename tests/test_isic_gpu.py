@@ -14,6 +14,9 @@ from lesionlib.engine.files import ROOT, read_json
 NAME = "test-isic-gpu"
 SHORT = [
     "source=phantom",
+    "images=",  # those of the preset are real ones
+    "masks=",
+    "table=",
     "phantoms=60",
     "phantom_size=128",
     "mask_samples=20",
