@@ -312,7 +312,7 @@ def sampling_rows(name, pipe, size, number, steps, repeats):
     Both sides in float32 and, where the machine has it, in bf16: the faster one counts.
     """
     pipe.to(DEVICE)
-    controlled = controlnet.new(pipe, 0).eval()
+    controlled = controlnet.new(pipe, 0).to(DEVICE).eval()
     zero = (
         controlled.controlnet.controlnet_down_blocks,
         [controlled.controlnet.controlnet_mid_block],

@@ -142,8 +142,8 @@ def _agreed(statements: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     agreed = agreed.reindex(statements["id"].drop_duplicates().sort_values()).reset_index()
     split = values.nunique()[values.nunique() > 1].index
     clash = cells.set_index(["id", "label"]).loc[split] if len(split) else cells.iloc[:0]
-    clash = clash.reset_index().groupby(["id", "label"], as_index=False)[["source", "value"]]
-    clash = clash.agg(" | ".join).rename(columns={"source": "sources", "value": "values"})
+    clash = clash.reset_index().groupby(["id", "label"])[["source", "value"]].agg(" | ".join)
+    clash = clash.reset_index().rename(columns={"source": "sources", "value": "values"})
     return agreed.reindex(columns=["id", *LABELS]), clash
 
 
