@@ -1,5 +1,9 @@
 """Digests, records, logs, and files that are never half-written."""
 
+import os
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -61,3 +65,23 @@ def test_a_processor_is_told_by_its_name_and_instructions():
     older = lines.replace(" avx512f avx512_bf16", "")
     assert provenance.processor(older + older.replace("EPYC", "other")) == "AMD EPYC (avx2)"
     assert provenance.processor("Processor : ARMv8\n") == ""
+
+
+def test_the_header_names_the_gpu_before_anything_has_imported_torch(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho A card\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    caches = provenance.gpus, provenance.hardware
+    for one in caches:
+        one.cache_clear()
+    try:
+        assert provenance.gpus() == ["A card"] and provenance.hardware().endswith("A card")
+        fake = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "A card")
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=fake))
+        assert "· A card" in provenance.header("x").splitlines()[0]
+        fake.is_available = lambda: False  # a driver that this torch cannot use
+        assert provenance.header("x").splitlines()[0].endswith("· CPU")
+    finally:
+        for one in caches:
+            one.cache_clear()

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -96,12 +95,18 @@ def hardware() -> str:
     path = Path("/proc/cpuinfo")
     name = processor(path.read_text()) if path.exists() else ""
     name = name or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {', '.join(gpus()) or 'no GPU'}"
+
+
+@cache
+def gpus() -> list[str]:
+    """Names of this machine's GPUs; [] without their driver."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
+        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        gpus = []
-    return f"{name}, {os.cpu_count()} cores, {', '.join(filter(None, gpus)) or 'no GPU'}"
+        return []
+    return found.splitlines()
 
 
 @cache
@@ -176,9 +181,11 @@ def other_clone() -> str:
 
 def header(run) -> str:
     """Lines for the top of a notebook: run, versions, device, code and whose it is."""
-    torch = sys.modules.get("torch")  # slow import, which not every notebook needs
-    gpu = torch is not None and torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else "CPU"
+    device = "CPU"
+    if gpus():
+        import torch  # slow import, which not every notebook needs
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     versions = environment()["packages"]
     line = (
         f"run {run} · lesionlib {code_version()} · Python {platform.python_version()} · "
