@@ -12,7 +12,7 @@ import itertools
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -203,10 +203,11 @@ def clocked(model):
         torch.Tensor.backward = backward
 
 
-def our_rates(pipe, images, masks, batch, steps):
-    """Samples per second of our training, the seconds, and those in forward and backward passes.
+def our_times(pipe, images, masks, batch, steps, passes=False):
+    """Seconds of `steps` steps of our training, an even number, and of their passes.
 
-    `steps` is even.
+    Passes are forward and backward; they are timed if `passes`, and then each is waited for, so
+    that a GPU gets no work ahead.
     """
     pipe.to(DEVICE)
     controlled, times = controlnet.new(pipe), []
@@ -215,7 +216,8 @@ def our_rates(pipe, images, masks, batch, steps):
     once = common.augmentation.model_copy(update={"variants": 1})
     common = common.model_copy(update={"augmentation": once})
     prompts = pd.DataFrame({"prompt": [PROMPTS[i % 2] for i in range(len(images))]})
-    with clocked(controlled) as busy, tempfile.TemporaryDirectory() as place:
+    timed = clocked(controlled) if passes else nullcontext([])
+    with timed as busy, tempfile.TemporaryDirectory() as place:
 
         def watch(_):
             synchronise()
@@ -228,7 +230,7 @@ def our_rates(pipe, images, masks, batch, steps):
         controlnet.train(pipe, controlled, examples, folder, settings, shared, {}, monitor)
     (start, first), (end, last) = times[1], times[-1]
     spans = np.diff(busy[first:last])[::2]
-    return batch * steps / (end - start), end - start, spans.sum()
+    return end - start, spans.sum()
 
 
 FLAGS = {"workers": Flags(workers=2, to_none=True)}
@@ -247,9 +249,8 @@ def training_rows(pipe, folders, size, batch, steps, repeats, flags=FLAGS, numbe
     flags = {"defaults": Flags()} | flags
     ours, shares, theirs = [], [], {(label, key): [] for label in folders for key in flags}
     for _ in range(repeats):
-        rate, *seconds = our_rates(pipe, images, masks, batch, steps)
-        ours.append(rate)
-        shares.append(seconds)
+        ours.append(batch * steps / our_times(pipe, images, masks, batch, steps)[0])
+        shares.append(our_times(pipe, images, masks, batch, steps, passes=True))
         for label, key in theirs:
             rate = example_rate(pipe, folders[label], size, batch, steps, flags[key])
             theirs[label, key].append(rate)
