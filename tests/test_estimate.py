@@ -129,6 +129,11 @@ def test_a_network_is_counted_as_it_is_trained():
     gpu.count_network(count, "unet", "unet", probe.recipe_of("unet", settings.segmentation), 32)
     forward = count.flops["unet image"] * settings.segmentation.batch
     assert 2.5 * forward < count.flops["unet"] < 3.1 * forward  # forward, and twice backward
+    gpu.count_network(
+        count, "reference", "unet", probe.recipe_of("unet", settings.segmentation), 32
+    )
+    gpu.count_judged(count)
+    assert count.found["judged"] > count.found["reference image"]
     gpu.count_gan(count, "pix2pixhd_plus")
     assert {"pix2pixhd_plus", "pix2pixhd_plus_fine", "pix2pixhd_plus image"} <= set(count.found)
     assert all(seconds > 0 for seconds in count.found.values())
@@ -201,7 +206,7 @@ def test_cores_and_cards_are_read_from_the_command_line():
     assert four.card.flops == 989e12 and four.beside(config.load("paper")) == 4
     assert Machine(16).beside(config.load("paper")) == 2  # eight threads each
     for wrong in ("h1000", "h100:many"):
-        with pytest.raises(InputError, match="no card that is known. Remedy: one of h100, a100"):
+        with pytest.raises(InputError, match="no card that is known. Remedy: one of h100, h200"):
             Machine.here([], wrong)
 
 
@@ -227,7 +232,7 @@ def test_the_command_tries_keeps_and_says_it(monkeypatch, tmp_path, capsys):
     for wrong, said in (
         (["--nonsense"], "there is no such option"),
         (["--images", "nowhere"], "nowhere: this does not exist"),
-        (["--gpu", "h1000"], "one of h100, a100"),
+        (["--gpu", "h1000"], "one of h100, h200"),
     ):
         assert cli.main([*options, "--estimate", *wrong]) == 2
         assert said in capsys.readouterr().err

@@ -330,7 +330,7 @@ def test_the_page_of_a_run_holds_its_tables_picture_plot_and_notebooks(run):
     assert text == publish.results(folder)
     assert "| controlnet 5 | 0.200 (0.100 to 0.300) † | 0.912 |" in text
     assert "| pix2pixhd 5 | 0.200 (0.100 to 0.300) | 0.871 |" in text
-    assert "| U-Net | equal steps | 25 % | 0.800 | 1,321 | +0.030 (+0.010 to +0.050) | yes |" in text
+    assert "| equal steps | 25 % | 0.800 | 1,321 | +0.030 (+0.010 to +0.050) | yes |" in text
     assert "\n- 5 are 2.\n" in text
     assert "| better (equal epochs) | supported | +0.100 (+0.050 to +0.200) | < 0.001 |" in text
     assert "| real images | 0.800 (0.800 to 0.800) |" in text

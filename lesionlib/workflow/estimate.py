@@ -254,6 +254,7 @@ def planned_jobs(settings: Settings, sizes: dict, share: float, cores: int) -> l
         shares.append(Job(f"segmentation_{k:02d}", "grid", units, after, threads))
     done = frozenset(job.name for job in shares)
     quality, final = frozenset(every), done | {"data"}
+    seen = dict.fromkeys(("judged", "compared"), judged(settings, sizes))
     last = frozenset({"image_quality", "segmentation", "masks"}) | every - {"data"}
     return [
         Job("controlnet", "03_controlnet", diffusion_work(settings, sizes), started, threads),
@@ -262,7 +263,7 @@ def planned_jobs(settings: Settings, sizes: dict, share: float, cores: int) -> l
         Job("data", "01_data", {"picture": n / cores}),
         Job("masks", "02_masks", asked, frozenset({"data"})),
         *(Job(name, "report", {}, started) for name in makers.values()),
-        Job("image_quality", "05_image_quality", {"judged": judged(settings, sizes)}, quality),
+        Job("image_quality", "05_image_quality", seen, quality),
         Job("segmentation", "06_segmentation", {}, final),
         Job("figures", "07_figures", {}, last),
         Job("pages", "report", {}, frozenset({"image_quality"})),

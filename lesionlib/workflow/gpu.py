@@ -3,8 +3,10 @@
 Networks of the run's shapes compute nothing ("meta" tensors of PyTorch), and each operation takes
 the longest of three: its floating-point operations, the bytes that it reads and writes, and the
 launch of a kernel (a roofline). Rates are those of the card's data sheet times COMPUTE and MEMORY,
-the shares of them that well-shaped work reaches; so much is assumed, not measured. Everything is
-counted in bf16, in PyTorch without compilation; the matrix of an attention stays on the chip.
+the shares of them that are reached. These and LAUNCH are fitted to the 17 training steps of the
+presets isic-gpu and paper as tried on one H200 (docs/cost.md has them); other cards are assumed to
+reach as much. Everything is counted in bf16, in PyTorch without compilation; the matrix of an
+attention stays on the chip.
 """
 
 import warnings
@@ -26,8 +28,8 @@ from lesionlib.segmentation import networks, reference
 from lesionlib.workflow import probe
 
 META, BF16 = torch.device("meta"), torch.bfloat16
-COMPUTE, MEMORY = 0.4, 0.6  # shares of the data sheet's rates that are assumed
-LAUNCH = 8e-6  # seconds of an operation, however small it is
+COMPUTE, MEMORY = 0.17, 0.3  # shares of the data sheet's rates that are reached
+LAUNCH = 29e-6  # seconds of an operation, however small it is
 ON_CHIP = ("bmm", "_safe_softmax", "_softmax", "_softmax_backward_data")  # of an attention
 FREE = ("_unsafe_view", "empty", "empty_like", "new_empty")  # operations without a kernel
 
@@ -45,6 +47,7 @@ class Card:
 
 CARDS = {
     "h100": Card("NVIDIA H100 SXM", 989e12, 3.35e12, 80e9, "H100 data sheet"),
+    "h200": Card("NVIDIA H200 SXM", 989e12, 4.8e12, 141e9, "H200 data sheet"),
     "a100": Card("NVIDIA A100 SXM 80 GB", 312e12, 2.039e12, 80e9, "A100 80 GB data sheet"),
     "l40s": Card("NVIDIA L40S", 362e12, 0.864e12, 48e9, "L40S data sheet"),
     "rtx4090": Card("NVIDIA RTX 4090", 165e12, 1.008e12, 24e9, "Ada architecture white paper"),
@@ -245,6 +248,17 @@ def count_network(count: Count, unit: str, network: str, recipe, size: int):
     count.sizes[unit] = probe.size_of(model)
 
 
+def count_judged(count: Count):
+    """The networks that judge an image, after `count_network` of "reference"; features: Lite0's."""
+    import timm  # slow import, needed only here
+
+    with META:
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False).to(BF16)
+    images = empty(64, 3, 128, 128)  # as `distribution.imagenet_features`
+    count.forward("features", model, lambda: model.forward_features(images), len(images))
+    count.found["judged"] = count.found["reference image"] + count.found["features"]
+
+
 def count_classifier(count: Count):
     """The attribute classifier: training."""
     import timm  # slow import, needed only here
@@ -271,6 +285,7 @@ def counted(settings, card: Card, folder) -> dict:
             count_network(count, name, name, recipe, own.segmentation_size)
         recipe = reference.recipe(settings.reference, settings.augmentation)
         count_network(count, "reference", "unet", recipe, settings.reference.size)
+        count_judged(count)
         count_classifier(count)
     return {
         "seconds": count.found,
