@@ -17,7 +17,7 @@ VERDICTS = {  # verdict: its colour, in notebooks and in the report
     "supported": "#1b7837",
     "ruled out": "#b2182b",
     "inconclusive": "#666666",
-    "not tested": "#666666",
+    "not tested": "#4a6fa5",
 }
 # Below, a claim with its arm and the arm that it must exceed: a positive difference favours the
 # claim. {a} is the smallest amount, {z} the largest, {at} the share of S-train, {m} each generator.
