@@ -30,6 +30,7 @@ from lesionlib.workflow import probe
 META, BF16 = torch.device("meta"), torch.bfloat16
 COMPUTE, MEMORY = 0.17, 0.3  # shares of the data sheet's rates that are reached
 LAUNCH = 29e-6  # seconds of an operation, however small it is
+WORKSPACE = 1.5  # memory that is used, of what is counted: 1.3 to 1.9 in segmentation networks
 ON_CHIP = ("bmm", "_safe_softmax", "_softmax", "_softmax_backward_data")  # of an attention
 FREE = ("_unsafe_view", "empty", "empty_like", "new_empty")  # operations without a kernel
 
@@ -149,7 +150,7 @@ class Count:
         # in a training the weights, gradients and moments are of 32 bits, here of 16
         more = sum(p.numel() * (8 if p.requires_grad else 2) for p in model.parameters())
         weights = sum(p.numel() * 2 for p in model.parameters())
-        self.memory[unit] = line.peak + weights + more
+        self.memory[unit] = WORKSPACE * (line.peak + weights + more)
 
 
 def empty(*shape) -> torch.Tensor:
