@@ -216,8 +216,8 @@ def our_times(pipe, images, masks, batch, steps, passes=False):
     once = common.augmentation.model_copy(update={"variants": 1})
     common = common.model_copy(update={"augmentation": once})
     prompts = pd.DataFrame({"prompt": [PROMPTS[i % 2] for i in range(len(images))]})
-    timed = clocked(controlled) if passes else nullcontext([])
-    with timed as busy, tempfile.TemporaryDirectory() as place:
+    clock = clocked(controlled) if passes else nullcontext([])
+    with clock as busy, tempfile.TemporaryDirectory() as place:
 
         def watch(_):
             synchronise()

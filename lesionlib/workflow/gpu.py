@@ -30,7 +30,7 @@ from lesionlib.workflow import probe
 META, BF16 = torch.device("meta"), torch.bfloat16
 COMPUTE, MEMORY = 0.17, 0.3  # shares of the data sheet's rates that are reached
 LAUNCH = 29e-6  # seconds of an operation, however small it is
-WORKSPACE = 1.5  # memory that is used, of what is counted: 1.3 to 1.9 in segmentation networks
+WORKSPACE = 1.5  # memory used over memory counted: 1.3 to 1.9 in segmentation networks of `paper`
 ON_CHIP = ("bmm", "_safe_softmax", "_softmax", "_softmax_backward_data")  # of an attention
 FREE = ("_unsafe_view", "empty", "empty_like", "new_empty")  # operations without a kernel
 
