@@ -1,6 +1,7 @@
 """One finished run of the whole study, shared by the tests that look at it."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -16,17 +17,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on what may be two core
     torch.set_num_threads(1)
 
 
-def of_study(file) -> bool:
-    """Whether a file, relative to the repository, has tests of whole runs."""
-    return "mark.study" in (ROOT / file).read_text()
+def order(file) -> int:
+    """When a file of tests, relative to the repository, begins: the longest first.
+
+    0 for those that share the fixture `finished`, 1 for others with whole runs, 2 for the rest.
+    """
+    text = (ROOT / file).read_text()
+    shares = re.search(r"^def .*\bfinished\b[,)]|^    finished\b[,)]", text, re.M)
+    return 0 if shares else 2 - ("mark.study" in text)
 
 
 class Scheduling(LoadFileScheduling):
-    """Keeps tests that share a fixture in one process: those of whole runs, and those of a file."""
+    """Keeps tests that share a fixture in one process: `finished`, or those of a file.
+
+    What has whole runs of its own goes to the other process, which else had nothing to do for half
+    of the time.
+    """
 
     def _split_scope(self, nodeid):
         file = nodeid.split("::")[0]
-        return "study" if of_study(file) else file
+        return file if order(file) else "finished"
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -38,7 +48,7 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """Begin with the longest, those of whole runs, so that no process waits for them at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not of_study(item.nodeid.split("::")[0]))
+        items.sort(key=lambda item: order(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session")

@@ -311,19 +311,6 @@ def test_killed_at_some_moments_it_ends_with_the_same_tables(finished, external)
     shutil.rmtree(ROOT / "runs" / name)
 
 
-def test_the_documented_lines_run_the_study_without_snakemake(tmp_path):
-    text = (ROOT / "docs" / "running.md").read_text()
-    blocks = re.findall("```bash\n(.*?)```", text, re.S)
-    lines = next(block for block in blocks if "papermill" in block)
-    lines = lines.replace("runs/mine", "runs/test-plain").replace("/tmp/", f"{tmp_path}/")
-    run = ROOT / "runs" / "test-plain"
-    shutil.rmtree(run, ignore_errors=True)
-    process = subprocess.run(["bash", "-euc", lines], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert len(list(tmp_path.glob("0*.ipynb"))) == 7 and (run / "figures" / "figure4.png").exists()
-    shutil.rmtree(run)
-
-
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_tables(finished, external, capsys):
     name, draw = "test-killed-often", np.random.default_rng(0)
