@@ -1,5 +1,7 @@
 """The reference segmenter: trained once, the same after loading, fit to judge anywhere."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,6 +66,9 @@ def test_it_learns_is_kept_and_works_at_its_own_size(tmp_path, monkeypatch):
         np.testing.assert_array_equal(again(images, masks), scores)
     measuring = SETTINGS.model_copy(update={"distractor": 0.5, "moved": 7})
     reference.train(tmp_path, study(), measuring, NONE)
+    shutil.rmtree(tmp_path / "models")  # as Snakemake does before the stage is executed again
+    again = reference.train(tmp_path, study(), SETTINGS, NONE)
+    np.testing.assert_array_equal(again(images, masks), scores)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def copy(finished, tmp_path_factory):
         shutil.copy2(ROOT / name, root / name)
     shutil.copytree(RUN, root / "runs" / NAME)
     shutil.copytree(ROOT / ".snakemake" / "metadata", root / ".snakemake" / "metadata")
+    place = root / "runs" / NAME / "logs" / "place.txt"  # Snakemake's records come along
+    place.write_text(f"{place.parents[1]}\n")
     return root
 
 
@@ -177,6 +179,19 @@ def test_a_setting_edited_in_the_preset_reruns_the_jobs_that_read_it(
     assert process.returncode == 0 and reasons, said[-3000:]
     found = reasons.group(1).split(", ")
     assert any(name.startswith(read) for name in found) and other not in found
+
+
+def test_a_renamed_run_has_nothing_to_do_until_a_setting_changes(copy, external):
+    renamed = copy / "runs" / "renamed"
+    shutil.copytree(copy / "runs" / NAME, renamed)
+    command = [*COMMAND[:-1], renamed.name, *external, "-n"]
+    process = start(copy, *command)
+    assert "Nothing to be done" in process.stdout + process.stderr
+    process = start(copy, *command, "--config", "ddim_steps=5", "-R", "figures")
+    shutil.rmtree(renamed)
+    rules = re.findall(r"^rule (\w+):", process.stdout + process.stderr, re.M)
+    assert {"controlnet", "image_quality", "segmentation", "figures"} <= set(rules)
+    assert not {"data", "masks", "pix2pixhd"} & set(rules)
 
 
 def state(folder: Path, *patterns) -> dict:

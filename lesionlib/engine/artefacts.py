@@ -14,6 +14,7 @@ from pathlib import Path
 from lesionlib.engine.code import code_digests, notebook_digest
 from lesionlib.engine.files import ROOT
 from lesionlib.engine.provenance import digest, record, recorded
+from lesionlib.engine.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class Artefact:
     def record(self, **facts):
         """Write the record once the file is complete; `facts` are added, but are not in the key."""
         record(self.path, key=self.key, **facts)
+
+
+def stage_key(stage: str, settings) -> dict:
+    """What determines the results of a stage besides its inputs: its notebook's code, and the
+    settings of the groups that it reads (`settings` has them as attributes)."""
+    name = f"notebooks/{stage}.ipynb"
+    groups = {group: getattr(settings, group).model_dump(mode="json") for group in STAGES[stage]}
+    return {"code": {name: notebook_digest(ROOT / name)}, "settings": groups}
 
 
 def changed(key: dict) -> list[str]:

@@ -18,10 +18,9 @@ import pandas as pd
 from lesionlib import evaluation, generators, masks, segmentation
 from lesionlib.data import dataset, external_tests
 from lesionlib.engine import settings
-from lesionlib.engine.artefacts import Artefact
-from lesionlib.engine.code import notebook_digest
+from lesionlib.engine.artefacts import Artefact, stage_key
 from lesionlib.engine.errors import InputError, require
-from lesionlib.engine.files import ROOT, resolve, unescaped, write_csv
+from lesionlib.engine.files import resolve, unescaped, write_csv
 from lesionlib.engine.provenance import digest, header, record
 from lesionlib.engine.stages import STAGES
 from lesionlib.report import notebooks, plots
@@ -121,15 +120,13 @@ class Run:
         if self.whole:
             path = self.path("tables", f"{name}.csv")
             write_csv(path, frame)
-            groups = {n: one.model_dump(mode="json") for n, one in self.settings.groups.items()}
-            code = {f"notebooks/{self.stage}.ipynb": self._code}
-            record(path, key={"code": code, "settings": groups}, preset=self.preset, **facts)
+            record(path, key=self._key, preset=self.preset, **facts)
         if show is not None:
             self.show(frame if show is True else frame[[c for c in show if c in frame]], precision)
 
     @cached_property
-    def _code(self) -> str:
-        return notebook_digest(ROOT / "notebooks" / f"{self.stage}.ipynb")
+    def _key(self) -> dict:
+        return stage_key(self.stage, self._all)
 
     def show(self, frame: pd.DataFrame, precision: int = 3):
         """Display a table; cells are shown as text, never as markup."""
@@ -167,7 +164,7 @@ class _Groups(SimpleNamespace):
 
     def __init__(self, groups: dict, stage: str):
         super().__init__(**groups)
-        self.groups, self.stage = groups, stage
+        self.stage = stage
 
     def __getattr__(self, name):
         if name.startswith("_"):

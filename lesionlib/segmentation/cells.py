@@ -265,7 +265,9 @@ def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings,
     found, curves = [], []
     for cell in progress(cells, desc="cells of the grid"):
         rows, curve = grid.result(cell)
-        write_csv(run / "cells" / f"{cell.id}.csv", rows)
+        path = run / "cells" / f"{cell.id}.csv"
+        if not path.exists() or path.read_text() != rows.to_csv(index=False):
+            write_csv(path, rows)  # else it keeps its time: jobs that were given it are up to date
         curves.append(curve.assign(cell=cell.id, **asdict(cell)))
         found.append(rows)
         if cell.schedule == PLATEAU and rows["plateau"].isna().all():

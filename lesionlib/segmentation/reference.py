@@ -8,7 +8,8 @@ in training and in validation. What it finds on real images that are moved to th
 synthetic pairs' masks (`moved_onto`) is what the synthetic ones are compared with.
 """
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -178,8 +179,9 @@ def fit(part, val_part, how: training.Recipe, facts: dict, files: Files, key: st
 def train(run, study, settings: Reference, warps: Augmentation, **additions) -> ReferenceSegmenter:
     """Train the reference segmenter of a run in models/reference_segmenter, unless it is current.
 
-    An interrupted training continues from the run's checkpoints/reference_segmenter. `additions`
-    are added to its record.
+    An interrupted training continues from the run's checkpoints/reference_segmenter, where the
+    weights are kept too: Snakemake deletes what a stage is to make before it executes it again.
+    `additions` are added to the record.
     """
     folder = resolve(run) / "models" / "reference_segmenter"
     part, val_part = (
@@ -192,14 +194,19 @@ def train(run, study, settings: Reference, warps: Augmentation, **additions) -> 
     artefact = Artefact(target, (fit,), how.determining() | facts, inputs)
     if not artefact.is_current():
         work = resolve(run) / "checkpoints" / "reference_segmenter"
-        files = Files(work / "checkpoint.pt", work / "log.csv")
-        model = fit(part, val_part, how, facts, files, artefact.digest)
+        files, kept = Files(work / "checkpoint.pt", work / "log.csv"), work / target.name
+        trained = replace(artefact, path=kept)
+        if not trained.is_current():
+            model = fit(part, val_part, how, facts, files, artefact.digest)
+            with atomic_write(kept) as temporary:
+                save_model(model, temporary)
+            trained.record()
+            files.checkpoint.unlink(missing_ok=True)
         options = {"encoder": settings.encoder, "decoder_channels": settings.decoder}
         write_json(folder / "config.json", {"size": settings.size, "options": options})
         with atomic_write(target) as temporary:
-            save_model(model, temporary)
+            shutil.copyfile(kept, temporary)
         artefact.record(**additions)
-        files.checkpoint.unlink(missing_ok=True)
     return load(run)
 
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, resolve, run_lock
-from lesionlib.workflow import processes, status
+from lesionlib.workflow import processes, relocation, status
 
 QUIET = {
     "-n",
@@ -292,6 +292,8 @@ def run_snakemake(options, rest) -> int:
     run = resolve(settings.run)
     settings_file = write_settings(options.preset, options.name, given, settings.run)
     command = snakemake_command(options, rest, settings_file)
+    if not relocation.is_known(run):
+        command = relocation.forcing(command, relocation.outdated_rules(settings))
     if QUIET & set(rest):
         return processes.run(command)
     with run_lock(run) as lock:
@@ -303,7 +305,9 @@ def run_snakemake(options, rest) -> int:
     if code:
         failed = processes.told_failures(run) or ["see the lines above"]
         print("\n" + "\n".join(f"run_all.sh: failed: {line}" for line in failed), file=sys.stderr)
-    elif report.exists():
+        return code
+    relocation.settle(settings)
+    if report.exists():
         from lesionlib.report.summary import summary_lines  # imports pandas: slow
 
         print(summary_lines(settings.run))

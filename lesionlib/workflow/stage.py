@@ -20,7 +20,7 @@ import psutil
 import pynvml
 
 from lesionlib.engine import settings, trace
-from lesionlib.engine.code import notebook_digest
+from lesionlib.engine.artefacts import stage_key
 from lesionlib.engine.files import ROOT, read_json, write_json
 from lesionlib.engine.provenance import code_version, environment, file_digest
 from lesionlib.engine.stages import STAGES
@@ -164,16 +164,11 @@ def digests(paths) -> dict:
 
 def stage_record(given, executed: Path) -> dict:
     """The record of a stage: its key (code and settings), inputs, outputs, environment."""
-    notebook, parameters = f"{executed.stem.partition('-')[0]}.ipynb", json.loads(given.values)
-    groups = STAGES[Path(notebook).stem]
-    read = settings.load(parameters["preset"], parameters["overrides"], groups=groups)
-    name = f"notebooks/{notebook}"
+    stage, parameters = executed.stem.partition("-")[0], json.loads(given.values)
+    preset, overrides = parameters["preset"], parameters["overrides"]
     return {
         "stage": executed.stem,
-        "key": {
-            "code": {name: notebook_digest(ROOT / name)},
-            "settings": {group: getattr(read, group).model_dump(mode="json") for group in groups},
-        },
+        "key": stage_key(stage, settings.load(preset, overrides, groups=STAGES[stage])),
         "parameters": parameters,
         "inputs": digests(given.inputs),
         "outputs": digests(given.outputs),

@@ -1,0 +1,66 @@
+"""A run that was copied, moved or renamed: which of its stages have to be executed again.
+
+Snakemake remembers with what code and settings it executed a stage, but in the clone and by the
+names of files. Of a run that comes from another clone, or had another name, it knows nothing: it
+would leave every stage as it is, whatever has changed since. The stages' own records, which lie in
+the run, tell.
+"""
+
+from pathlib import Path
+
+from lesionlib.engine.artefacts import stage_key
+from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve
+from lesionlib.engine.settings import Settings
+from lesionlib.engine.stages import STAGES
+from lesionlib.segmentation.grid import jobs, planned_cells
+
+FORCE = ("-R", "--forcerun")  # Snakemake's option for rules that are executed in any case
+GRID = "06_segmentation"  # whose shares are executed by rules of their own
+
+
+def _place(run: Path) -> Path:
+    """The file that says where a run was when its stages were last found up to date."""
+    return run / "logs" / "place.txt"
+
+
+def is_known(run: Path) -> bool:
+    """Whether Snakemake can know the stages of a run: they were up to date in this place."""
+    path = _place(run)
+    return (ROOT / ".snakemake").exists() and path.exists() and path.read_text() == f"{run}\n"
+
+
+def outdated_rules(settings: Settings) -> list[str]:
+    """Rules of the Snakefile whose code or settings differ from what their stage's record says.
+
+    A stage without a record is left to Snakemake: it was not executed to its end.
+    """
+    number = len(jobs(planned_cells(settings), settings.jobs.cells_per_job))
+    shares = {f"{GRID}-{n:02d}": f"segmentation_{n:02d}" for n in range(1, number + 1)}
+    rules = {stage: stage.partition("_")[2] for stage in STAGES} | shares
+    keys, found = {}, []
+    for name, rule in rules.items():
+        path, stage = resolve(settings.run) / "logs" / f"{name}.json", name.partition("-")[0]
+        if path.exists() and path.stat().st_size:  # Snakemake empties it before the stage begins
+            if stage not in keys:
+                keys[stage] = stage_key(stage, settings)
+            found += [rule] * (read_json(path).get("key") != keys[stage])
+    return found
+
+
+def settle(settings: Settings):
+    """After a start without errors: trust Snakemake's memory from now on if all is up to date."""
+    run = resolve(settings.run)
+    if not is_known(run) and not outdated_rules(settings):
+        with atomic_write(_place(run)) as temporary:
+            temporary.write_text(f"{run}\n")
+
+
+def forcing(command: list[str], rules: list[str]) -> list[str]:
+    """A command of Snakemake that executes `rules` in any case, beside those that it names."""
+    given = [position for position, word in enumerate(command) if word in FORCE]
+    if not rules:
+        return command
+    if not given:
+        return [*command, FORCE[1], *rules]
+    after = given[-1] + 1
+    return [*command[:after], *rules, *command[after:]]
