@@ -18,7 +18,7 @@ from importlib import import_module
 from lesionlib.engine import settings as config
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, resolve, run_lock
-from lesionlib.workflow import processes, relocation, status
+from lesionlib.workflow import continuation, processes, relocation, status
 
 QUIET = {
     "-n",
@@ -290,6 +290,8 @@ def run_snakemake(options, rest) -> int:
     check_sources(settings)
     check_rest(rest)
     run = resolve(settings.run)
+    if different := continuation.changes(settings):
+        print(f"NOTE: {different}. What depends on them is made anew.", file=sys.stderr)
     settings_file = write_settings(options.preset, options.name, given, settings.run)
     command = snakemake_command(options, rest, settings_file)
     if not relocation.is_known(run):
@@ -298,6 +300,7 @@ def run_snakemake(options, rest) -> int:
         return processes.run(command)
     with run_lock(run) as lock:
         processes.forget_failures(run)
+        continuation.note(settings)
         status.plan(settings)
         with status.reported(settings, partial(countdown, rest, time.time())):
             code = processes.run(command, pass_fds=[lock])
