@@ -82,6 +82,7 @@ def kind(name: str) -> str:
         "models/controlnet": "ControlNet",
         "models/pix2pixhd": "Pix2PixHD",
         "models/reference_segmenter": "reference segmenter",
+        "checkpoints/reference_segmenter": "reference segmenter",
         "models/attribute_classifier": "attribute classifier",
     }
     found = [words for start, words in named.items() if name.startswith(start)]
