@@ -385,6 +385,20 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path):
         publish.publish(tmp_path)
 
 
+def test_notebooks_of_several_versions_are_refused(run):
+    for number, (name, code) in enumerate(
+        {"01_data": "0 (abc)", "06_segmentation-01": "0 (old)", "07_figures": "0 (abc)"}.items()
+    ):
+        facts = {"stage": name, "started": f"2026-01-0{number + 1}", "code": code}
+        write_json(run / "logs" / f"{name}.json", facts)
+    publish.check_versions(run)  # a share of the grid is no notebook of the report
+    path = run / "logs" / "07_figures.json"
+    write_json(path, json.loads(path.read_text()) | {"code": "0 (def)"})
+    with pytest.raises(InputError, match=r"01_data: 0 \(abc\); 07_figures: 0 \(def\).*-R data"):
+        publish.publish(run)
+    assert not publish.FIGURES.exists()
+
+
 def test_a_run_that_is_active_or_half_rerun_is_refused(run):
     table, notebook = run / "tables" / "table1.csv", run / "notebooks" / "01_data.ipynb"
     facts = json.loads((run / "provenance.json").read_text())

@@ -15,9 +15,11 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from lesionlib.engine import trace
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, run_lock
 from lesionlib.engine.provenance import file_digest
+from lesionlib.engine.stages import STAGES
 from lesionlib.report import findings, forest, notebooks, pages
 from lesionlib.report.privacy import Pseudonyms, own_names
 
@@ -90,8 +92,8 @@ def publish(run, show_images: bool = False) -> Path:
     """Copy the publishable part of a finished run to figures/NAME; returns that folder.
 
     The notebooks of single jobs of the grid are left out. Procedural images are always shown, real
-    ones only with `show_images`. InputError if the run is not finished, active or half rerun, or if
-    the published folder would exceed LARGEST.
+    ones only with `show_images`. InputError if the run is not finished, active or half rerun, if
+    its notebooks are of several versions of the code, or if the folder would exceed LARGEST.
     """
     run = resolve(run)
     if not (run / "provenance.json").exists():
@@ -110,8 +112,26 @@ def check_finished(run, provenance: dict):
         raise InputError(run, f"a notebook has failed ({failed})", UNFINISHED)
 
 
+def check_versions(run):
+    """Raise InputError if the notebooks of a run were executed by different versions of the code,
+    since no reader could tell which of them made a number."""
+    versions = {}
+    for name, facts in trace.stages(run).items():
+        if name in STAGES:
+            versions.setdefault(facts["code"], []).append(name)
+    if len(versions) > 1:
+        said = "; ".join(f"{', '.join(names)}: {code}" for code, names in versions.items())
+        raise InputError(
+            run,
+            f"its notebooks are of {len(versions)} versions of the code ({said})",
+            "execute all of them by one, with `-R data` at the end of the run's command; "
+            "what has not changed is read back",
+        )
+
+
 def _publish(run, provenance: dict, show_images: bool) -> Path:
     check_finished(run, provenance)
+    check_versions(run)
     settings = provenance["settings"]
     names = Pseudonyms(own_names(run, settings))
     show_images = show_images or settings["source"] == "phantom"
