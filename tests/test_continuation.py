@@ -13,7 +13,7 @@ def load(run, preset="smoke", **given):
 
 def test_the_same_command_is_silent_and_another_setting_is_said(tmp_path):
     assert continuation.changes(load(tmp_path)) == ""  # there was no start before
-    continuation.note(load(tmp_path, seeds=[0, 1], images=str(tmp_path / "ü")))
+    continuation.keep(load(tmp_path, seeds=[0, 1], images=str(tmp_path / "ü")))
     assert continuation.changes(load(tmp_path, seeds=[0, 1], images=str(tmp_path / "ü"))) == ""
     said = continuation.changes(load(tmp_path, ddim_steps=5))
     assert said.startswith(f"settings differ from the last start of {tmp_path}: ")
@@ -22,7 +22,7 @@ def test_the_same_command_is_silent_and_another_setting_is_said(tmp_path):
 
 
 def test_a_renamed_run_and_a_setting_that_is_new_are_no_change(tmp_path):
-    continuation.note(load(tmp_path / "one"))
+    continuation.keep(load(tmp_path / "one"))
     (tmp_path / "one").rename(tmp_path / "two")
     assert continuation.changes(load(tmp_path / "two")) == ""
     path = tmp_path / "two" / ".settings.json"
@@ -31,7 +31,7 @@ def test_a_renamed_run_and_a_setting_that_is_new_are_no_change(tmp_path):
 
 
 def test_another_preset_in_the_folder_of_a_run_is_refused(tmp_path, monkeypatch, capsys):
-    continuation.note(load(tmp_path, "quick"))
+    continuation.keep(load(tmp_path, "quick"))
     wanted = load(tmp_path, "smoke")
     with pytest.raises(InputError, match="it is a run of the preset quick, not of smoke"):
         continuation.changes(wanted)

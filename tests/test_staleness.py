@@ -283,9 +283,13 @@ def test_a_corrected_mask_of_an_external_test_set_is_measured_again(followed, co
     cell = sorted((run / "cells").glob("unet-real-0-*.csv"))[0]
     before, kept = pd.read_csv(cell), state(run, *GLOBS["images"])
     weights = state(run, *WEIGHTS)
-    targets = [cell, run / "generated" / "controlnet" / "manifest.csv"]
+    made = [run / "generated" / name / "manifest.csv" for name in ("controlnet", "pix2pixhd")]
+    targets = [str(path.relative_to(copy)) for path in (cell, *made)]
     with turned(sorted((clinic / "masks").iterdir())[0]):
-        study(copy, external, *(str(path.relative_to(copy)) for path in targets))
+        study(copy, external, *targets)
+        process = start(copy, *COMMAND, *external, "-n", f"runs/{NAME}/tables/external.csv")
+    rules = re.findall(r"^rule (\w+):", process.stdout + process.stderr, re.M)
+    assert "segmentation" in rules and not {"data", "controlnet", "pix2pixhd"} & set(rules)
     after = pd.read_csv(cell)
     differing = before["test"][before["brier"] != after["brier"]]
     assert len(before) == len(after) and differing.tolist() == ["clinic"]

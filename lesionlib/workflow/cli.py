@@ -300,7 +300,7 @@ def run_snakemake(options, rest) -> int:
         return processes.run(command)
     with run_lock(run) as lock:
         processes.forget_failures(run)
-        continuation.note(settings)
+        continuation.keep(settings)
         status.plan(settings)
         with status.reported(settings, partial(countdown, rest, time.time())):
             code = processes.run(command, pass_fds=[lock])

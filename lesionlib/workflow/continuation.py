@@ -5,13 +5,12 @@ would make anew what took hours: the first is refused, the second is said.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import read_json, resolve, write_json
 from lesionlib.engine.settings import Settings
-
-SHOWN = 60  # most characters of a value in a sentence
 
 
 def _file(settings: Settings) -> Path:
@@ -22,7 +21,7 @@ def _flat(settings: Settings) -> dict:
     return json.loads(json.dumps(settings.flat(), default=str))  # as it is read back
 
 
-def note(settings: Settings):
+def keep(settings: Settings):
     """Keep the settings of a start."""
     write_json(_file(settings), _flat(settings))
 
@@ -42,10 +41,8 @@ def changes(settings: Settings) -> str:
     differing = [key for key in now if key in before and before[key] != now[key] and key != "run"]
     if not differing:
         return ""
-    said = "; ".join(f"{key} is {_text(now[key])}, was {_text(before[key])}" for key in differing)
-    return f"settings differ from the last start of {settings.run}: {said}"
+    values = (f"{key} is {_text(now[key])}, was {_text(before[key])}" for key in differing)
+    return f"settings differ from the last start of {settings.run}: {'; '.join(values)}"
 
 
-def _text(value) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+_text = partial(json.dumps, ensure_ascii=False)

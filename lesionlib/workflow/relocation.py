@@ -57,10 +57,11 @@ def settle(settings: Settings):
 
 def forcing(command: list[str], rules: list[str]) -> list[str]:
     """A command of Snakemake that executes `rules` in any case, beside those that it names."""
-    given = [position for position, word in enumerate(command) if word in FORCE]
     if not rules:
         return command
-    if not given:
-        return [*command, FORCE[1], *rules]
-    after = given[-1] + 1
-    return [*command[:after], *rules, *command[after:]]
+    for position, word in enumerate(command):
+        name, _, first = word.partition("=")
+        if name in FORCE:  # given once more, it would replace what is named here
+            named = [first] if first else []
+            return [*command[:position], name, *named, *rules, *command[position + 1 :]]
+    return [*command, FORCE[1], *rules]
