@@ -99,6 +99,29 @@ def test_all_images_are_rebuilt_when_anything_that_determines_them_changes(tmp_p
     assert np.array_equal(sets.load(tmp_path, "x")[1], changes.get("masks", MASKS))
 
 
+def test_a_set_that_grows_keeps_the_pairs_that_it_has(tmp_path):
+    three = {"masks": MASKS[:3], "prompts": ["p0", "p1", "p2"]}
+    fill(tmp_path / "a", **three)
+    corrupt = tmp_path / "a" / "images" / "000000.png"
+    corrupt.write_bytes(corrupt.read_bytes()[:60])
+    made, masks = [], MASKS.copy()
+    masks[1] = 1 - masks[1]
+    more = {"masks": masks, "prompts": ["p0", "p1", "p2", "p3", "p4"]}
+    fill(tmp_path / "a", lambda indices: pictures(indices, made), **more)
+    assert made == [0, 1, 3, 4]  # corrupt, of another mask, new, new
+    fill(tmp_path / "b", **more)
+    assert (tmp_path / "a/manifest.csv").read_bytes() == (tmp_path / "b/manifest.csv").read_bytes()
+    fill(tmp_path / "a", lambda indices: pictures(indices, made), **three)
+    assert made == [0, 1, 3, 4, 1] and len([*(tmp_path / "a" / "images").iterdir()]) == 3
+
+
+def test_a_set_that_grows_keeps_no_pair_of_another_model(tmp_path):
+    fill(tmp_path, masks=MASKS[:3], prompts=["p0", "p1", "p2"])
+    made = []
+    fill(tmp_path, lambda indices: pictures(indices, made), model="abd")
+    assert made == [0, 1, 2, 3, 4]
+
+
 def test_a_fingerprint_covers_images_and_masks(tmp_path):
     fill(tmp_path / "a")
     fill(tmp_path / "b", masks=1 - MASKS)

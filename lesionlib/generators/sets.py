@@ -18,10 +18,15 @@ from lesionlib.engine.progress import progress
 from lesionlib.engine.provenance import digest, file_digest, recorded, unchanged
 
 
+def _text(facts: dict) -> dict[str, str]:
+    """The text that an image carries."""
+    return {name: str(value) for name, value in facts.items()}
+
+
 def _write_png(path, array, facts=None):
     text = PngInfo()
-    for name, value in (facts or {}).items():
-        text.add_text(name, str(value))
+    for name, value in _text(facts or {}).items():
+        text.add_text(name, value)
     with atomic_write(path) as temporary:
         Image.fromarray(array).save(temporary, pnginfo=text)
 
@@ -78,11 +83,14 @@ class Request:
 def begin(request: Request):
     """Delete images of other code, settings or inputs, and those modified after the manifest.
 
-    To be called before any process generates images of the set.
+    An image depends on no mask or prompt but its own: where only others have changed, as when a set
+    grows, it is kept. To be called before any process generates images of the set.
     """
     folder, key = request.folder, request.artefact.key
-    if read_json(folder / "key.json") != {"key": key}:
-        for old in [*folder.glob("images/*.png"), folder / "manifest.csv"]:
+    known = (read_json(folder / "key.json") or {}).get("key")
+    if known != key:
+        kept = _kept(request) if known and _without_pairs(known) == _without_pairs(key) else set()
+        for old in {*folder.glob("images/*.png"), folder / "manifest.csv"} - kept:
             old.unlink(missing_ok=True)
         write_json(folder / "key.json", {"key": key})
     elif request.artefact.path.exists() and request.artefact.is_current():
@@ -90,6 +98,27 @@ def begin(request: Request):
             if not path.exists() or file_digest(path) != known:
                 print(f"WARNING: {path}: it is corrupt (truncated or modified); it is rebuilt")
                 (folder / "images" / path.name).unlink(missing_ok=True)
+
+
+def _without_pairs(key: dict) -> dict:
+    """The key of a set without its masks and prompts."""
+    inputs = {n: x for n, x in key["inputs"].items() if n not in ("masks", "prompts")}
+    return key | {"inputs": inputs}
+
+
+def _kept(request: Request) -> set[Path]:
+    """The whole images of a set whose own mask, prompt and other facts are as requested."""
+    kept, folder = set(), request.folder
+    for mask, facts in zip(request.masks, request.table().to_dict("records"), strict=True):
+        path = folder / "images" / facts["image"]
+        try:
+            with Image.open(path) as image, Image.open(folder / "masks" / path.name) as own:
+                image.load()  # raises if it is truncated
+                if image.text == _text(facts) and np.array_equal(own, mask * 255):
+                    kept.add(path)
+        except (OSError, SyntaxError):  # missing or corrupt
+            continue
+    return kept
 
 
 def _listed(folder, manifest: pd.DataFrame):
