@@ -187,6 +187,11 @@ def test_every_executed_notebook_opens_with_its_answer(finished):
         assert 1 <= count_sentences(answer) <= MOST_SENTENCES, path
 
 
+def test_no_progress_bar_is_left_in_an_executed_notebook(finished):
+    for path in (RUN / "notebooks").glob("*.ipynb"):
+        assert not re.search(r"\|[^|]*\| *\d+/\d+ \[.*(it/s|s/it)", path.read_text()), path
+
+
 def test_a_file_of_the_run_says_what_is_behind_it(finished):
     said = run_all("--why", RUN / "tables" / "segmentation.csv").stdout
     assert "made by 06_segmentation (notebooks/06_segmentation.ipynb)" in said

@@ -20,6 +20,7 @@ from lesionlib.data import dataset
 from lesionlib.engine.artefacts import Artefact
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import Log, read_json, resolve, write_json, write_npy
+from lesionlib.engine.progress import quieten
 from lesionlib.engine.provenance import digest, file_digest, recorded
 from lesionlib.engine.settings import Sampling, Settings
 from lesionlib.engine.training import device, resolved_precision
@@ -29,6 +30,8 @@ from lesionlib.generators.latents import examples
 from lesionlib.masks import conditions
 from lesionlib.segmentation import reference
 from lesionlib.segmentation.grid import control_sets, repeats
+
+quieten()  # what loads and saves a base has bars of its own
 
 # groups of settings that jobs read
 LAUNCHED = ("data", "augmentation", "base", "training", "controlnet", "validation", "sampling")

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import anywidget
 import cv2
-import diffusers
 import ipywidgets as widgets
 import numpy as np
 import traitlets
-import transformers
 from ipywidgets.widgets.trait_types import CByteMemoryView
 
 from lesionlib.data.prompts import ATTRIBUTES, WORDS
 from lesionlib.engine.errors import InputError
+from lesionlib.engine.progress import quieten
 from lesionlib.report import plots
 from lesionlib.workflow.playground import Lesion, Studio, Wish
 
@@ -260,8 +259,7 @@ class Board:
 def show(run: str = "", folder: str = "") -> widgets.Widget:
     """The playground of a finished run (see `Studio`); pairs are kept in `folder`."""
     os.environ.setdefault("LESIONLIB_QUIET", "1")  # no bars between the widgets
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
+    quieten()
     studio = Studio(run)
     name = studio.folder.name if studio.folder else "small"
     return Board(studio, folder or f"runs/kept/{name}").box
