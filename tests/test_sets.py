@@ -99,20 +99,34 @@ def test_all_images_are_rebuilt_when_anything_that_determines_them_changes(tmp_p
     assert np.array_equal(sets.load(tmp_path, "x")[1], changes.get("masks", MASKS))
 
 
-def test_a_set_that_grows_keeps_the_pairs_that_it_has(tmp_path):
-    three = {"masks": MASKS[:3], "prompts": ["p0", "p1", "p2"]}
-    fill(tmp_path / "a", **three)
-    corrupt = tmp_path / "a" / "images" / "000000.png"
-    corrupt.write_bytes(corrupt.read_bytes()[:60])
+def test_a_set_that_grows_keeps_the_pairs_that_it_has(tmp_path, capsys):
+    four = {"masks": MASKS[:4], "prompts": ["p0", "p1", "p2", "p3"]}
+    fill(tmp_path / "a", **four)
+    cut, repainted = (tmp_path / "a" / "images" / f"00000{i}.png" for i in (0, 2))
+    cut.write_bytes(cut.read_bytes()[:60])
+    facts = Image.open(repainted).text
+    sets._write_png(repainted, next(pictures([0])), facts)
     made, masks = [], MASKS.copy()
     masks[1] = 1 - masks[1]
-    more = {"masks": masks, "prompts": ["p0", "p1", "p2", "p3", "p4"]}
+    more = {"masks": masks, "prompts": [*four["prompts"], "p4"]}
     fill(tmp_path / "a", lambda indices: pictures(indices, made), **more)
-    assert made == [0, 1, 3, 4]  # corrupt, of another mask, new, new
+    assert made == [0, 1, 2, 4]  # truncated, of another mask, repainted, new
+    said = capsys.readouterr().out
+    assert all(f"WARNING: {path}: it is corrupt" in said for path in (cut, repainted))
     fill(tmp_path / "b", **more)
     assert (tmp_path / "a/manifest.csv").read_bytes() == (tmp_path / "b/manifest.csv").read_bytes()
-    fill(tmp_path / "a", lambda indices: pictures(indices, made), **three)
-    assert made == [0, 1, 3, 4, 1] and len([*(tmp_path / "a" / "images").iterdir()]) == 3
+    fill(tmp_path / "a", lambda indices: pictures(indices, made), **four)
+    assert made == [0, 1, 2, 4, 1] and len([*(tmp_path / "a" / "images").iterdir()]) == 4
+
+
+def test_an_unfinished_set_that_grows_keeps_what_is_whole(tmp_path):
+    fill(tmp_path, masks=MASKS[:3], prompts=["p0", "p1", "p2"])
+    (tmp_path / "manifest.csv").unlink()
+    cut = tmp_path / "images" / "000000.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    made = []
+    fill(tmp_path, lambda indices: pictures(indices, made))
+    assert made == [0, 3, 4]
 
 
 def test_a_set_that_grows_keeps_no_pair_of_another_model(tmp_path):

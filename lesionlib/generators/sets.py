@@ -88,16 +88,18 @@ def begin(request: Request):
     """
     folder, key = request.folder, request.artefact.key
     known = (read_json(folder / "key.json") or {}).get("key")
-    if known != key:
-        kept = _kept(request) if known and _without_pairs(known) == _without_pairs(key) else set()
-        for old in {*folder.glob("images/*.png"), folder / "manifest.csv"} - kept:
-            old.unlink(missing_ok=True)
-        write_json(folder / "key.json", {"key": key})
-    elif request.artefact.path.exists() and request.artefact.is_current():
-        for path, known in _listed(folder, pd.read_csv(request.artefact.path)):
-            if not path.exists() or file_digest(path) != known:
+    alike = known is not None and _without_pairs(known) == _without_pairs(key)
+    manifest = request.artefact.path
+    if alike and manifest.exists() and recorded(manifest).get("key") == known:
+        for path, listed in _listed(folder, pd.read_csv(manifest)):
+            if not path.exists() or file_digest(path) != listed:
                 print(f"WARNING: {path}: it is corrupt (truncated or modified); it is rebuilt")
                 (folder / "images" / path.name).unlink(missing_ok=True)
+    if known != key:
+        kept = _kept(request) if alike else set()
+        for old in {*folder.glob("images/*.png"), manifest} - kept:
+            old.unlink(missing_ok=True)
+        write_json(folder / "key.json", {"key": key})
 
 
 def _without_pairs(key: dict) -> dict:
