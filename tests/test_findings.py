@@ -8,6 +8,7 @@ import pytest
 from lesionlib.engine import settings as config
 from lesionlib.engine.files import write_csv
 from lesionlib.evaluation import claims
+from lesionlib.evaluation.paper import display_name
 from lesionlib.report import findings, forest
 
 matplotlib.use("agg")
@@ -80,6 +81,22 @@ def test_the_abstract_is_three_sentences_found_ruled_out_and_untold(folder, fact
     ):
         assert reason in untold
     assert "E (" not in found + ruled_out + untold  # a control is no claim of the paper
+
+
+def test_an_undecided_claim_that_points_the_other_way_is_named():
+    why = "headroom not shown: 9 pairs of G add 0.001 here"
+    rows = [claim("A", "inconclusive", x, insensitive=why) for x in (-0.05, -0.005, 0.02)]
+    rows.append(claim("B", "not tested", -0.5))
+    found = findings.untold(findings.assessed({"claims": pd.DataFrame(rows)}))
+    assert "; in 1 the interval is below zero: A (equal steps), -0.050 (-0.060 to -0.040))" in found
+
+
+def test_each_training_of_a_generator_counts_in_its_mask_fidelity(folder, facts):
+    rows = {"real": 0.8, "controlnet": 0.7, "controlnet_seed1": 0.5, "pix2pixhd_plus_seed2": 0.6}
+    table = pd.DataFrame({"images": rows.keys(), "dice": rows.values()})
+    write_csv(folder / "tables" / "mask_fidelity.csv", table)
+    assert "0.600 for ControlNet, 0.600 for Pix2PixHD+" in findings.abstract(folder, facts)[0]
+    assert display_name("pix2pixhd_plus_seed2") == "Pix2PixHD+ (ours), seed 2"
 
 
 def test_at_most_three_claims_are_named(folder, facts):

@@ -316,6 +316,18 @@ def test_no_name_of_an_own_image_is_in_any_published_byte(run):
     assert ".../images/case-0006.jpg: damaged" in facts["quarantine"]
 
 
+def test_a_large_table_is_published_compressed_without_names(run, monkeypatch):
+    pages = publish.results(publish.publish(run))
+    monkeypatch.setattr(publish, "LARGE_TABLE", 0)
+    folder = publish.publish(run)
+    packed = folder / "tables" / "image_quality.csv.gz"
+    assert not list(folder.glob("tables/*.csv")) and len(list(folder.glob("tables/*.gz"))) > 5
+    assert pd.read_csv(packed)["id"].tolist() == ["case-0001", "case-0002", "case-0007"]
+    assert publish.results(folder) == pages
+    before = packed.read_bytes()
+    assert publish.publish(run).joinpath("tables", packed.name).read_bytes() == before
+
+
 def test_names_of_a_public_source_stay(run):
     facts = json.loads((run / "provenance.json").read_text())
     facts["settings"]["source"] = "ham10000"

@@ -10,6 +10,7 @@ from lesionlib.evaluation.fidelity import KINDS as KINDS_OF_MASKS
 from lesionlib.evaluation.paper import display_name
 from lesionlib.generators import budget
 from lesionlib.report.summary import table
+from lesionlib.segmentation.grid import of_generator
 
 UNITS = {"mse": "MSE", "psnr_255": "PSNR (dB)", "ssim": "SSIM"}
 KINDS = {"claims": "Table 2", "controls": "controls", "image_claims": "Table 1"}  # by table
@@ -71,10 +72,14 @@ def abstract(folder, facts: dict) -> list[str]:
 
 
 def _fidelity(folder) -> str:
-    """Mean mask fidelity on S-test, real images and those without control included."""
+    """Mean mask fidelity on S-test, real images and those without control included.
+
+    Of a generator that was trained several times it is the mean of its trainings.
+    """
     rows = table(folder, "mask_fidelity")
     rows = rows[rows["masks"] == KINDS_OF_MASKS[0]] if "masks" in rows else rows
-    means = rows.groupby("images", sort=False)["dice"].mean().rename({"real": "real images"})
+    names = rows["images"].map(lambda name: of_generator(name)[0])
+    means = rows.groupby(names, sort=False)["dice"].mean().rename({"real": "real images"})
     return ", ".join(f"{mean:.3f} for {display_name(name)}" for name, mean in means.items())
 
 
@@ -97,7 +102,10 @@ def named(rows: pd.DataFrame) -> str:
 
 
 def untold(rows: pd.DataFrame) -> str:
-    """The sentence on the claims that are neither supported nor ruled out, with the reasons."""
+    """The sentence on the claims that are neither supported nor ruled out, with the reasons.
+
+    It also says which of them point the other way here: no gain could have been seen, harm could.
+    """
     if rows.empty:
         return "Nothing was left open."
     reasons = rows["insensitive"].str.partition(":")[0].map(lambda x: REASONS.get(x, ""))
@@ -110,6 +118,9 @@ def untold(rows: pd.DataFrame) -> str:
         )
         parts.append(f"{wide.sum()}: the interval is too wide{seen}")
     remain = "remains" if len(rows) == 1 else "remain"
+    contrary = rows[(rows["high"] < 0) & (rows["verdict"] != "not tested")]
+    if len(contrary):
+        parts.append(f"in {len(contrary)} the interval is below zero{named(contrary)}")
     return f"{len(rows)} {remain} undecided ({'; '.join(parts)})."
 
 

@@ -22,7 +22,7 @@ from lesionlib.engine.stages import STAGES
 from lesionlib.evaluation import claims, fidelity, paper, statistics
 from lesionlib.evaluation.paper import display_name
 from lesionlib.report import findings, forest
-from lesionlib.report.summary import quarantined, table
+from lesionlib.report.summary import file_of, quarantined, table
 
 TEMPLATES = Environment(
     loader=PackageLoader("lesionlib.report"), autoescape=True, undefined=StrictUndefined
@@ -131,7 +131,7 @@ def write_provenance(run, settings: dict):
 
 
 def _read(folder, name: str) -> pd.DataFrame:
-    return pd.read_csv(folder / "tables" / f"{name}.csv")
+    return pd.read_csv(file_of(folder, name))
 
 
 def _with_interval(row, digits: int) -> str:

@@ -13,12 +13,18 @@ SHOWN = [
 ]
 
 
+def file_of(folder, name: str):
+    """The file of a table: NAME.csv, or NAME.csv.gz if it was too large to publish otherwise."""
+    path = folder / "tables" / f"{name}.csv"
+    packed = path.with_name(f"{name}.csv.gz")
+    return packed if packed.exists() and not path.exists() else path
+
+
 def table(run, name: str) -> pd.DataFrame:
     """A table of the run; raises InputError if its notebook has not been run."""
     notebooks = dict.fromkeys(("table1", "fidelity"), "05_image_quality")
     notebooks["table2"] = "06_segmentation"
-    path = require(resolve(run) / "tables" / f"{name}.csv", notebooks.get(name, "01_data"))
-    found = pd.read_csv(path)
+    found = pd.read_csv(require(file_of(resolve(run), name), notebooks.get(name, "01_data")))
     return found.fillna({"remark": ""}) if "remark" in found else found
 
 
