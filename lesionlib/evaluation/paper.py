@@ -57,8 +57,8 @@ def display_name(text: str) -> str:
     method, _, ending = text.rpartition("_")
     if text not in NAMES and ending in ENDINGS:
         return f"{display_name(method)}, {ENDINGS[ending]}"
-    if method and ending.startswith("seed"):
-        return f"{display_name(method)}, seed {ending.removeprefix('seed')}"
+    if method and (seed := ending.removeprefix("seed")).isdigit():
+        return f"{display_name(method)}, seed {seed}"
     return NAMES.get(text, text)
 
 
