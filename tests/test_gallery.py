@@ -282,6 +282,19 @@ def test_means_and_intervals_are_those_of_the_table_and_points_are_dodged():
     assert [band.y0, band.y1] == pytest.approx([*table.loc[0, ["mean_low", "mean_high"]]])
 
 
+def test_a_schedule_that_one_network_lacks_is_no_empty_panel():
+    arms = [("real", 0, 100, 580), ("controlnet", 830, 100, 580)]
+    trained = [("unet", "epochs"), ("unet", "steps"), ("dcsaunet", "steps")]
+    rows = sum((list(scores(*of, arms)) for of in trained), [])
+    axes = evidence.added(claims.table2_comparison(pd.concat(rows))).axes
+    assert [[text.get_text() for text in axis.texts] for axis in axes] == [
+        [],
+        [],
+        ["not in this run"],
+        [],
+    ]
+
+
 def test_a_sample_without_values_keeps_its_row():
     table = pd.DataFrame({"area": noise(9)})
     axis = charts.boxes({"one": table, "none": table[:0], "lacks it": {}}, ["area"]).axes[0]

@@ -68,6 +68,8 @@ def added(table: pd.DataFrame):
         for axis, schedule in zip(line, schedules, strict=True):
             own = table[(table["network"] == network) & (table["schedule"] == schedule)]
             _dodged(axis, own, sorted(made["amount"].unique()), looks)
+            if own.empty:
+                axis.text(0.5, 0.5, "not in this run", ha="center", transform=axis.transAxes)
             title = f"{_headed(network, len(schedules))}\n{claims.SCHEDULES[schedule]}"
             axis.set_title(title)
     for axis in axes[-1]:
