@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lesionlib.engine import settings as config
+from lesionlib.engine import training
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import write_json
 from lesionlib.segmentation import ledger
@@ -58,9 +59,10 @@ def test_every_cell_has_a_state(run):
     assert detail[3:] == ["by zero", "interrupted", ""]
 
 
-def test_a_cell_that_somebody_stopped_has_not_failed(run):
-    with pytest.raises(KeyboardInterrupt), ledger.running(run, cell(4), 90, run / "log.csv"):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), training.Stop().error("weights", 7)])
+def test_a_cell_that_somebody_stopped_has_not_failed(run, error):
+    with pytest.raises(type(error)), ledger.running(run, cell(4), 90, run / "log.csv"):
+        raise error
     found = ledger.state(run)
     assert (found["state"][4], found["detail"][4]) == ("left", "interrupted")
     ledger.plan(run, [Cell.parse(name) for name in found["cell"]])

@@ -12,6 +12,10 @@ class InputError(Exception):
         return type(self), (self.where, self.problem, self.remedy)
 
 
+class Interrupted(InputError):
+    """A training that was told to stop, and has written its checkpoint: it has not failed."""
+
+
 def say(lines):
     """Print lines, such as notes and WARNINGS, if there are any."""
     for line in lines:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lesionlib.engine.errors import InputError
+from lesionlib.engine.errors import InputError, Interrupted
 from lesionlib.engine.files import Log, atomic_write
 from lesionlib.engine.progress import progress
 
@@ -329,9 +329,9 @@ class Stop:
     def _note(self, number, frame):
         self.received = signal.Signals(number).name
 
-    def error(self, path, step: int) -> InputError:
+    def error(self, path, step: int) -> Interrupted:
         """The error to raise once the checkpoint is written."""
-        return InputError(
+        return Interrupted(
             path,
             f"the training was stopped ({self.received or 'a signal to another process'}) and has "
             f"written its checkpoint after step {step}",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lesionlib.engine.errors import InputError
+from lesionlib.engine.errors import InputError, Interrupted
 from lesionlib.engine.files import Log, read_json, resolve, write_json
 from lesionlib.segmentation.grid import COST, Cell
 
@@ -44,12 +44,10 @@ def running(run, cell: Cell, steps: int, log: Path):
     write_json(path, facts | {"steps": steps, "log": str(log)})
     try:
         yield
-    except Exception as error:
-        text = str(error) or type(error).__name__
-        write_json(path, {"error": text.splitlines()[0]})
-        raise
     except BaseException as error:
-        write_json(path, {"stopped": type(error).__name__})
+        failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
+        text = str(error) or type(error).__name__
+        write_json(path, {"error" if failed else "stopped": text.splitlines()[0]})
         raise
     path.unlink(missing_ok=True)
 
