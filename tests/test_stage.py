@@ -1,6 +1,7 @@
 """What `stage` measures of the GPUs, with NVML's calls replaced; a kernel that does not start."""
 
 import argparse
+import shutil
 import subprocess
 import sys
 import threading
@@ -137,3 +138,24 @@ def test_a_stage_that_failed_leaves_an_empty_file_that_nobody_trips_over(tmp_pat
         (tmp_path / folder).mkdir()
     (tmp_path / "logs" / "03_controlnet.json").touch()
     assert trace.stages(tmp_path) == {} and trace.records(tmp_path) == {}
+
+
+def test_a_copied_run_is_verified_and_explained_where_it_lies(tmp_path):
+    run, copy = tmp_path / "one", tmp_path / "two"
+    for folder in ("logs", "notebooks", "tables"):
+        (run / folder).mkdir(parents=True)
+    output = run / "tables" / "split.csv"
+    output.write_text("id\n")
+    facts = {
+        "stage": "01_data",
+        "started": "2026-11-28T21:00:00+0000",
+        "parameters": {"run": str(run)},
+        "outputs": stage.digests([output]),
+    }
+    write_json(run / "logs" / "01_data.json", facts)
+    shutil.copytree(run, copy)
+    assert trace.verify(copy) == (1, []) and trace.maker(copy, copy / "tables/split.csv")
+    (copy / "tables" / "split.csv").write_text("ID\n")
+    assert trace.verify(copy)[1] == [f"changed: {copy / 'tables/split.csv'}"]
+    output.unlink()
+    assert trace.verify(run)[1] == [f"missing: {output}"] and len(trace.verify(copy)[1]) == 1

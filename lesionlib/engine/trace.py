@@ -24,6 +24,7 @@ def stages(run) -> dict:
     Wall and CPU time (seconds) are summed over all executions of the notebook in this run's folder,
     stopped ones included (`sittings` counts them). Memory (MB) is from Snakemake's benchmark of the
     last one. A stage that failed or was killed has no record; Snakemake then leaves an empty file.
+    Paths of a run that was copied, moved or renamed are those of the place where it lies now.
     """
     found = {}
     for path in sorted((resolve(run) / "logs").glob("*.json")):
@@ -33,8 +34,19 @@ def stages(run) -> dict:
             for name in ("seconds", "cpu_seconds"):
                 facts[name] = round(float(times[name].sum()), 1) if len(times) else 0
             facts |= {"sittings": len(times), "memory_mb": _memory(path.with_suffix(".tsv"))}
+            _place(facts, relative(run))
             found[facts["stage"]] = facts
     return dict(sorted(found.items(), key=lambda item: item[1]["started"]))
+
+
+def _place(facts: dict, now: str):
+    """Replace the folder of a run in the paths of a stage's record: it lies in `now`."""
+    was = facts.get("parameters", {}).get("run", now) + "/"
+    for name in ("inputs", "outputs"):
+        facts[name] = {
+            f"{now}/{path.removeprefix(was)}" if path.startswith(was) else path: digest
+            for path, digest in facts.get(name, {}).items()
+        }
 
 
 def _memory(path) -> int:
