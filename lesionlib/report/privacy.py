@@ -9,6 +9,7 @@ import io
 import json
 import re
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -93,6 +94,7 @@ class Pseudonyms:
             for form in {name, normal(name), unicodedata.normalize("NFD", name)}:
                 self.alias[form] = self.alias[html.escape(form)] = alias
         self.long = sorted((name for name in self.alias if not self._is_short(name)), key=len)[::-1]
+        self.text = cache(self.text)  # the cells of a table are few texts, each in many rows
 
     @staticmethod
     def _stem(name: str) -> str:
