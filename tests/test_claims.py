@@ -71,6 +71,11 @@ def test_what_is_there_is_supported_and_what_is_not_is_not():
     assert "the smallest gain that would have been seen is 0.0" in first
 
 
+def test_large_amounts_are_grouped_in_thousands():
+    said, _ = verdicts({("controlnet", 830): 0.05, ("controlnet", 4150): 0.05})
+    assert "4,150 ControlNet pairs help the U-Net more than 830" in said
+
+
 def test_harm_rules_an_improvement_out():
     said, _ = verdicts({("controlnet", 10): -0.03, ("controlnet", 50): -0.03})
     assert said["10 ControlNet pairs improve the U-Net"] == "ruled out"

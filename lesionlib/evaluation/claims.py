@@ -266,6 +266,7 @@ def _pairs(found: dict, templates: dict, methods, amounts, network: str, share: 
             repeated = len(amounts) == 1 and "{z}" in pair[0] and "{m}" not in text
             if arm != other and not repeated and {arm, other} <= set(found):
                 words |= {"network": display_name(network), "m": display_name(method)}
+                words |= {"a": f"{words['a']:,}", "z": f"{words['z']:,}"}
                 yield text.format(**words), arm, other
 
 
