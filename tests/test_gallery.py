@@ -86,7 +86,8 @@ def image_quality():
 
 def mask_fidelity():
     table = pd.DataFrame({"dice": 0.8 + noise(30), "chance": 0.2 + noise(30)})
-    sets = itertools.product(["real", *METHODS], fidelity.KINDS)
+    trained = [f"{method}_seed1" for method in METHODS]
+    sets = itertools.product(["real", *METHODS, *trained], fidelity.KINDS)
     sets = [*sets, ("base", fidelity.KINDS[0])]
     rows = pd.concat(table.assign(images=name, masks=kind) for name, kind in sets)
     return charts.mask_fidelity(rows, METHODS)
@@ -251,12 +252,20 @@ def test_all_figures_give_a_method_the_same_colour_and_marker_and_no_two_share_o
         assert {(look["color"], look["marker"]) for look in looks.values()} <= seen, draw.__name__
 
 
-def test_a_variant_has_its_methods_colour_and_a_hollow_marker():
-    found = style.looks(["controlnet_best", "controlnet", "b", "a"])
-    variant, method = found["controlnet_best"], found["controlnet"]
+def test_every_training_of_a_generator_has_a_row_beneath_the_first():
+    labels = mask_fidelity().axes[0].get_yticklabels()
+    shown = [" ".join(label.get_text().split()) for label in labels]
+    first = shown.index("ControlNet")
+    assert shown[first : first + 3] == ["ControlNet", "ControlNet, seed 1", "Pix2PixHD"]
+
+
+@pytest.mark.parametrize("name", ["controlnet_best", "controlnet_seed1", "controlnet_best_seed1"])
+def test_a_variant_has_its_methods_colour_and_a_hollow_marker(name):
+    found = style.looks([name, "controlnet", "b", "a"])
+    variant, method = found[name], found["controlnet"]
     assert (variant["color"], variant["marker"]) == (method["color"], method["marker"])
     assert variant["markerfacecolor"] == "white" != method["markerfacecolor"]
-    assert list(found) == ["controlnet_best", "controlnet", "b", "a"]
+    assert list(found) == [name, "controlnet", "b", "a"]
     assert found["a"] == style.looks(["a", "b"])["a"] != found["b"]
 
 

@@ -12,6 +12,7 @@ from lesionlib.evaluation import statistics
 from lesionlib.evaluation.fidelity import KINDS
 from lesionlib.evaluation.paper import display_name
 from lesionlib.report import style
+from lesionlib.segmentation.grid import of_generator
 
 LABEL = 1.5  # inches: the widest label of a row
 MEAN = "mean with 95 % interval"
@@ -104,21 +105,23 @@ def image_quality(rows: pd.DataFrame, compared: pd.DataFrame):
 
 
 def mask_fidelity(rows: pd.DataFrame, generators):
-    """Fidelity of `generators` and the base, beside real images and chance, by kind of masks.
+    """Fidelity of each training of `generators` and of the base, beside real images and chance, by
+    kind of masks.
 
     `rows` as for `evaluation.fidelity.table`. Chance: the mean over images of other masks, for each
     image of a generator.
     """
-    made = rows[rows["images"].isin(generators)]
+    sets = rows["images"].unique()
+    trainings = [name for one in generators for name in sets if of_generator(name)[0] == one]
+    made = rows[rows["images"].isin(trainings)]
     parts = {"real": rows[rows["images"] == "real"]}
-    parts |= {name: rows[rows["images"] == name] for name in [*generators, "base"]}
+    parts |= {name: rows[rows["images"] == name] for name in [*trainings, "base"]}
     parts["chance"] = made.assign(dice=made["chance"])
     samples = {
         name: {kind: own["dice"].to_numpy() for kind, own in part.groupby("masks")}
         for name, part in parts.items()
     }
-    names = {name: display_name(name) for name in generators}
-    names |= {"real": "real images", "base": "base without ControlNet"}
+    names = {name: display_name(name) for name in [*trainings, "base"]} | {"real": "real images"}
     names["chance"] = "masks of other images (chance)"
     fig = boxes(samples, KINDS, names, style.looks(samples))
     for axis, kind in zip(fig.axes, KINDS, strict=True):

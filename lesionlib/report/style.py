@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.textpath import TextPath
 
 from lesionlib.evaluation.paper import ENDINGS
+from lesionlib.segmentation.grid import of_generator
 
 plt.style.use(Path(__file__).with_name("templates") / "print.mplstyle")
 PAGE = 7.0  # inches: the widest figure, as wide as the text of a page
@@ -48,18 +49,19 @@ LABELS = {  # column of a table: its name in figures, with the unit
 def looks(methods) -> dict[str, dict]:
     """Colour and marker of each method, as keyword arguments for `plot`.
 
-    A variant ("controlnet_best") has the colour of its method, and a hollow marker. External
+    A variant ("controlnet_best") and a further training ("controlnet_seed1") have the colour of
+    their method, and a hollow marker. External
     generators share the spare colours in alphabetical order, so pass all that a run has.
     """
     known, spare = dict(METHODS), iter(EXTERNAL * len(methods))
     found = {}
     for name in sorted(methods):
-        method, _, ending = name.rpartition("_")
-        variant = name not in METHODS and ending in ENDINGS
-        own = method if variant else name
+        own = of_generator(name)[0]
+        method, _, ending = own.rpartition("_")
+        own = method if own not in METHODS and ending in ENDINGS else own
         known[own] = known.get(own) or next(spare)
         colour, marker = known[own]
-        face = "white" if variant else colour
+        face = colour if own == name else "white"
         found[name] = {"color": colour, "marker": marker, "markerfacecolor": face}
     return {name: found[name] for name in methods}
 
