@@ -31,7 +31,6 @@ PAINTED = [  # those with images for the masks of S-test
     *(n for n, folder in design.external_generators.items() if (resolve(folder) / "generated").is_dir()),
 ]
 GPU = {"gpu": jobs_of_run.job_gpus} if jobs_of_run.job_gpus else {}  # resources of jobs that train or sample
-SOURCE = {key: getattr(data, key) for key in ("images", "masks", "table", "isic_root")}
 EVERY_SET = expand(RUN + "/synthetic/{method}/manifest.csv", method=METHODS)
 EARLY, LATE = list(STAGES)[:5], list(STAGES)[5:]  # pages beside the grid, and with the report
 if not set(design.methods) - {"controlnet"}:
@@ -141,9 +140,7 @@ rule data:
         code=code("01_data"),
         values=values("01_data"),
         settings=groups("01_data"),
-        source=catalogue.source_state(data.source, **SOURCE),
-        split=files_state(data.split),
-        external={n: catalogue.pairs_state(folder) for n, folder in data.external_tests.items()},
+        files=catalogue.files_read("01_data", settings),
     shell:
         PAPERMILL
 
@@ -167,7 +164,7 @@ rule masks:
         code=code("02_masks"),
         values=values("02_masks"),
         settings=groups("02_masks"),
-        wishes=files_state(settings.masks.prompt_draw),
+        files=catalogue.files_read("02_masks", settings),
     threads: 1
     priority: 1000  # the generators wait for it
     shell:

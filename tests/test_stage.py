@@ -123,7 +123,8 @@ def test_a_stage_that_fails_says_where_and_why_for_the_last_lines(tmp_path, monk
     files.write_json(executed, {"cells": cells})
     (tmp_path / "log.txt").write_text("Traceback\nExecutionError: x\n\n")
     monkeypatch.setattr(stage, "run_papermill", lambda given: (1, {}))
-    told = ["--text", str(tmp_path / "log.txt"), "--facts", "f", "--values", "{}"]
+    values = '{"preset": "smoke", "overrides": {}}'
+    told = ["--text", str(tmp_path / "log.txt"), "--facts", "f", "--values", values]
     assert stage.main(["notebooks/01_data.ipynb", str(executed), *told]) == 1
     cause = f"{executed}, cell 2: x.jpg: corrupt"
     assert processes.told_failures(tmp_path) == [cause]

@@ -14,7 +14,7 @@ from lesionlib.data.prompts import ATTRIBUTES
 from lesionlib.data.tables import DIAGNOSES, LABELS, UNKNOWN
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import resolve
-from lesionlib.engine.provenance import files_state
+from lesionlib.engine.provenance import digest, files_state
 
 CLASHES = ["id", "label", "sources", "values"]
 OPTIONAL = ["patient_id", "official"]  # columns that only some sources have
@@ -444,8 +444,18 @@ def pairs_state(source) -> str:
     return files_state(source) if whole else files_state(*filter(None, pair_folders(source)))
 
 
-def source_state(source: str, images="", masks="", table="", isic_root="") -> str:
-    """Digest of names, sizes and times of all source files; it changes when they do."""
-    if source == "phantom":
-        return "phantom"
-    return files_state(*([isic_root] if source == "isic" else [images, masks, table]))
+def files_read(stage: str, settings) -> str:
+    """Digest of names, sizes and times of the user's files that a stage reads; '' if it reads none.
+
+    `settings` has the groups that the stage reads as attributes.
+    """
+    if stage == "02_masks":
+        return files_state(settings.masks.prompt_draw)
+    if stage != "01_data":
+        return ""
+    own = settings.data
+    source = {"isic": [own.isic_root], "phantom": []}.get(
+        own.source, [own.images, own.masks, own.table]
+    )
+    tests = {name: pairs_state(folder) for name, folder in own.external_tests.items()}
+    return digest(files_state(*source, own.split), tests)

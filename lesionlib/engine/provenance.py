@@ -61,10 +61,12 @@ def files_state(*paths) -> str:
     Anything else is ignored: '', settings that are a word rather than a path, and in folders hidden
     files and those that come about by themselves.
     """
-    files = []
+    found = []
     for root in map(resolve, filter(None, paths)):
-        files += filter(_counts, sorted(root.rglob("*"))) if root.is_dir() else [root]
-    return digest([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()])
+        files = filter(_counts, sorted(root.rglob("*"))) if root.is_dir() else [root]
+        facts = ((f.relative_to(root.parent), f.stat()) for f in files if f.is_file())
+        found += [(str(name), stat.st_size, stat.st_mtime_ns) for name, stat in facts]
+    return digest(found)
 
 
 @cache

@@ -8,6 +8,7 @@ the run, tell.
 
 from pathlib import Path
 
+from lesionlib.data import catalogue
 from lesionlib.engine.artefacts import stage_key
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve
 from lesionlib.engine.settings import Settings
@@ -30,7 +31,8 @@ def is_known(run: Path) -> bool:
 
 
 def outdated_rules(settings: Settings) -> list[str]:
-    """Rules of the Snakefile whose code or settings differ from what their stage's record says.
+    """Rules of the Snakefile whose code, settings or files of the user differ from what their
+    stage's record says.
 
     A stage without a record is left to Snakemake: it was not executed to its end.
     """
@@ -42,8 +44,9 @@ def outdated_rules(settings: Settings) -> list[str]:
         path, stage = resolve(settings.run) / "logs" / f"{name}.json", name.partition("-")[0]
         if path.exists() and path.stat().st_size:  # Snakemake empties it before the stage begins
             if stage not in keys:
-                keys[stage] = stage_key(stage, settings)
-            found += [rule] * (read_json(path).get("key") != keys[stage])
+                keys[stage] = stage_key(stage, settings), catalogue.files_read(stage, settings)
+            record = read_json(path)
+            found += [rule] * ((record.get("key"), record.get("files")) != keys[stage])
     return found
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pynvml
 
+from lesionlib.data import catalogue
 from lesionlib.engine import settings, trace
 from lesionlib.engine.artefacts import stage_key
 from lesionlib.engine.files import ROOT, read_json, write_json
@@ -162,16 +163,15 @@ def digests(paths) -> dict:
     }
 
 
-def stage_record(given, executed: Path) -> dict:
-    """The record of a stage: its key (code and settings), inputs, outputs, environment."""
-    stage, parameters = executed.stem.partition("-")[0], json.loads(given.values)
-    preset, overrides = parameters["preset"], parameters["overrides"]
+def stage_record(name: str, parameters: dict) -> dict:
+    """What a stage is about to be executed with: key (code and settings), files, environment."""
+    stage, preset = name.partition("-")[0], parameters["preset"]
+    read = settings.load(preset, parameters["overrides"], groups=STAGES[stage])
     return {
-        "stage": executed.stem,
-        "key": stage_key(stage, settings.load(preset, overrides, groups=STAGES[stage])),
+        "stage": name,
+        "key": stage_key(stage, read),
+        "files": catalogue.files_read(stage, read),
         "parameters": parameters,
-        "inputs": digests(given.inputs),
-        "outputs": digests(given.outputs),
         "code": code_version(),
         "environment": environment(),
     }
@@ -187,6 +187,7 @@ def main(arguments=None) -> int:
     for name in ("--inputs", "--outputs"):
         options.add_argument(name, nargs="*", default=[])
     given = options.parse_args(arguments)
+    record = stage_record(Path(given.executed).stem, json.loads(given.values))
     code, costs = run_papermill(given)
     executed = Path(given.executed).resolve()  # a run with an unusual name is given by a link
     executed = executed.relative_to(ROOT) if executed.is_relative_to(ROOT) else executed
@@ -201,7 +202,8 @@ def main(arguments=None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return code
-    write_json(given.facts, stage_record(given, executed) | costs)
+    made = {"inputs": digests(given.inputs), "outputs": digests(given.outputs)}
+    write_json(given.facts, record | made | costs)
     return 0
 
 
