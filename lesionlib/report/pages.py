@@ -46,7 +46,8 @@ NOTES = {  # what stands beside the tables of a report
     "segmentation networks.",
     "verdicts": "Supported: the interval lies above zero and p (corrected by Holm) is below 0.05. "
     "Ruled out: the interval excludes a gain of half a Dice point, 0.005 (in Table 1, any gain). "
-    "Inconclusive: neither, or no gain could have been shown here.",
+    "Inconclusive: neither, or no gain could have been shown here; an interval below zero points "
+    "the other way even then.",
     "fidelity": "Dice and HD95 of a U-Net trained on real images only, on the masks of S-test and "
     "on those of the training pairs; 95 % intervals over images. Beside them real images, in place "
     "and moved to the masks of the training pairs. Distractor: a lesion outside the mask.",
