@@ -42,7 +42,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path
         assert files.read_json(disk / "a.json") == 1
         assert [path.name for path in disk.iterdir()] == ["a.json"]
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # torch may not have closed c.pt
+        # Lazily: torch may still hold the file that it could not write.
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_damaged_json_file_is_named(tmp_path):
