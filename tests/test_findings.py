@@ -91,6 +91,13 @@ def test_an_undecided_claim_that_points_the_other_way_is_named():
     assert "; in 1 the interval is below zero: A (equal steps), -0.050 (-0.060 to -0.040))" in found
 
 
+def test_one_claim_is_no_claims():
+    assert [findings.claims_of(pd.DataFrame(index=range(n))) for n in (1, 2)] == [
+        "1 claim",
+        "2 claims",
+    ]
+
+
 def test_each_training_of_a_generator_counts_in_its_mask_fidelity(folder, facts):
     rows = {"real": 0.8, "controlnet": 0.7, "controlnet_seed1": 0.5, "pix2pixhd_plus_seed2": 0.6}
     table = pd.DataFrame({"images": rows.keys(), "dice": rows.values()})

@@ -61,7 +61,7 @@ def abstract(folder, facts: dict) -> list[str]:
     supported, ruled_out = (rows[rows["verdict"] == name] for name in ("supported", "ruled out"))
     images = "procedural" if settings["source"] == "phantom" else "dermoscopic"
     return [
-        f"Of the paper's {len(rows)} claims that this run can test, on {sum(counts.values()):,} "
+        f"Of the paper's {claims_of(rows)} that this run can test, on {sum(counts.values()):,} "
         f"{images} images of {settings['image_size']} px of which {counts['S-test']:,} test (seeds "
         f"of the networks: {seeds}), {are(supported)} supported{named(supported)}, while mask "
         f"fidelity (Dice of a U-Net that knows real images only) is {_fidelity(folder)}.",
@@ -87,6 +87,11 @@ def span(numbers) -> str:
     """Whole numbers as "5" if all are the same, else as "2 to 5"."""
     least, most = int(min(numbers)), int(max(numbers))
     return f"{least}" if least == most else f"{least} to {most}"
+
+
+def claims_of(rows: pd.DataFrame) -> str:
+    """The number of rows as claims: 1 claim, 2 claims."""
+    return f"{len(rows)} claim{'s' * (len(rows) != 1)}"
 
 
 def are(rows: pd.DataFrame) -> str:

@@ -26,7 +26,7 @@ def alternative_text(rows: pd.DataFrame) -> str:
     """The plot in words: how many claims have which verdict."""
     counts = rows["verdict"].value_counts()
     said = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
-    return f"Forest plot of {len(rows)} claims and controls: {said}."
+    return f"Forest plot, claims and controls: {said}."
 
 
 def _blocks(rows: pd.DataFrame) -> list[tuple[list[str], list[dict]]]:
