@@ -77,7 +77,7 @@ def test_the_abstract_is_three_sentences_found_ruled_out_and_untold(folder, fact
         "1: it was not shown that even real pairs of G",
         "1: what real pairs of G would have added was not measured",
         "1: each generator was trained once",
-        "1: the interval is too wide, would have shown 0.030 to 0.030 Dice",
+        "1: the interval is too wide, would have shown 0.030 Dice",
     ):
         assert reason in untold
     assert "E (" not in found + ruled_out + untold  # a control is no claim of the paper

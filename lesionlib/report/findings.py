@@ -83,10 +83,10 @@ def _fidelity(folder) -> str:
     return ", ".join(f"{mean:.3f} for {display_name(name)}" for name, mean in means.items())
 
 
-def span(numbers) -> str:
-    """Whole numbers as "5" if all are the same, else as "2 to 5"."""
-    least, most = int(min(numbers)), int(max(numbers))
-    return f"{least}" if least == most else f"{least} to {most}"
+def span(numbers, form: str = ".0f") -> str:
+    """Numbers in the format `form` as "5" if all are the same, else as "2 to 5"."""
+    least, most = format(min(numbers), form), format(max(numbers), form)
+    return least if least == most else f"{least} to {most}"
 
 
 def claims_of(rows: pd.DataFrame) -> str:
@@ -118,9 +118,7 @@ def untold(rows: pd.DataFrame) -> str:
     parts = [f"{n}: {reason}" for reason, n in reasons[reasons != ""].value_counts().items()]
     if (wide := reasons == "").any():
         power = rows.loc[wide & (rows["unit"] == "Dice"), "detectable"]
-        seen = (
-            f", would have shown {power.min():.3f} to {power.max():.3f} Dice" if len(power) else ""
-        )
+        seen = f", would have shown {span(power, '.3f')} Dice" if len(power) else ""
         parts.append(f"{wide.sum()}: the interval is too wide{seen}")
     remain = "remains" if len(rows) == 1 else "remain"
     contrary = rows[(rows["high"] < 0) & (rows["verdict"] != "not tested")]

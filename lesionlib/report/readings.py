@@ -257,7 +257,7 @@ def figure3(quality: pd.DataFrame, ids) -> str:
     for method, rows in quality.groupby("method", sort=False):
         own = rows.loc[rows["id"].isin(list(ids)), "ssim"]
         lines.append(
-            f"{display_name(method)} {own.min():.2f} to {own.max():.2f} (mean over all "
+            f"{display_name(method)} {findings.span(own, '.2f')} (mean over all "
             f"{rows['id'].nunique():,}: {rows['ssim'].mean():.2f})"
         )
     return f"SSIM of these {len(ids)} with their originals: {'; '.join(lines)}."

@@ -6,7 +6,7 @@ import pandas as pd
 from lesionlib.evaluation import paper, statistics
 from lesionlib.evaluation.fidelity import KINDS
 from lesionlib.evaluation.paper import display_name
-from lesionlib.report import readings
+from lesionlib.report import findings, readings
 from lesionlib.report.readings import counted, listed, upper
 
 BETTER = {"mse": -1, "psnr_1": 1, "ssim": 1, "lpips": -1}  # measure: sign of an improvement
@@ -22,8 +22,7 @@ def table1(table: pd.DataFrame) -> str:
     """Whether the two generators of the paper are in its order; else the range of SSIM."""
     means = table.set_index("method")
     if not {"controlnet", "pix2pixhd"} <= set(means.index):
-        low, high = means["ssim"].min(), means["ssim"].max()
-        return f"Mean SSIM lies between {low:.3f} and {high:.3f}."
+        return f"Mean SSIM: {findings.span(means['ssim'], '.3f')}."
     ours, theirs = means.loc["controlnet"], means.loc["pix2pixhd"]
     ahead = [
         WORDS[name]
@@ -117,11 +116,14 @@ def sets(table: pd.DataFrame) -> list[str]:
             [f"within two such deviations of it: {_names(near)}", *parts] if len(near) else parts
         )
         least = made["recall"].idxmin()
+        recall, remark = f"recall of {display_name(least)}", ""
+        if len(made) > 1:
+            recall = f"recall is lowest for {display_name(least)}"
+            remark = ": it covers the least of what real images show"
         lines.append(
             f"With features of {features}, the floor is KID {floor['kid']:.3f} (standard deviation "
-            f"over subsets {floor['kid_sd']:.3f}); {', '.join(parts)}. Recall is lowest for "
-            f"{display_name(least)} ({made['recall'][least]:.2f}; real images "
-            f"{floor['recall']:.2f}): it covers the least of what real images show."
+            f"over subsets {floor['kid_sd']:.3f}); {', '.join(parts)}. {upper(recall)} "
+            f"({made['recall'][least]:.2f}; real images {floor['recall']:.2f}){remark}."
         )
     return lines
 

@@ -100,9 +100,8 @@ def differences(compared: pd.DataFrame) -> list[str]:
     above, below = (arms["low"] > 0).sum(), (arms["high"] < 0).sum()
     lines = [
         f"Intervals above zero: {above} of {len(arms)}; below it: {below}; containing it: "
-        f"{len(arms) - above - below}. The smallest differences that could have been seen are "
-        f"{arms['detectable'].min():.3f} to {arms['detectable'].max():.3f} Dice (before Holm's "
-        "correction)."
+        f"{len(arms) - above - below}. The smallest difference that could have been seen is "
+        f"{span(arms['detectable'], '.3f')} Dice (before Holm's correction)."
     ]
     sure = arms[arms["p_holm"] < 0.05]
     if sure.empty:
