@@ -35,7 +35,7 @@ def done(run, one, seconds):
 def run(tmp_path):
     """Six cells: two done, one running, one failed, one interrupted, one left."""
     cells = [*map(cell, range(5)), cell(0, "dcsaunet")]
-    ledger.plan(tmp_path, cells)
+    ledger.plan(tmp_path, cells, "a")
     done(tmp_path, cells[0], 100)
     done(tmp_path, cells[1], 140)
     (tmp_path / "log.csv").write_text("step,loss\n10,0.5\n20,0.4\n")
@@ -65,14 +65,28 @@ def test_a_cell_that_somebody_stopped_has_not_failed(run, error):
         raise error
     found = ledger.state(run)
     assert (found["state"][4], found["detail"][4]) == ("left", "interrupted")
-    ledger.plan(run, [Cell.parse(name) for name in found["cell"]])
+    ledger.plan(run, [Cell.parse(name) for name in found["cell"]], "a")
     assert ledger.state(run)["detail"][4] == ""
 
 
 def test_a_new_start_tries_again_what_had_failed(run):
     cells = [Cell.parse(name) for name in ledger.state(run)["cell"]]
-    ledger.plan(run, cells)
+    ledger.plan(run, cells, "a")
     assert ledger.state(run)["state"].tolist() == ["done", "done", "running", *["left"] * 3]
+
+
+def test_what_other_settings_made_is_left_until_it_has_been_looked_at(run):
+    cells = [Cell.parse(name) for name in ledger.state(run)["cell"]]
+    ledger.finished(run, cells[0])
+    assert ledger.state(run)["state"][0] == "done"
+    ledger.plan(run, cells, "b")
+    found = ledger.state(run)
+    assert (found["state"][0], found["detail"][0]) == ("left", "made with other settings")
+    assert (found["state"][1], found["state"][2]) == ("done", "running")
+    ledger.finished(run, cells[0])
+    assert ledger.state(run)["state"][0] == "done"
+    (run / "cells" / f"{cells[0].id}.csv").unlink()
+    assert (ledger.state(run)["state"][0], ledger.state(run)["detail"][0]) == ("left", "")
 
 
 def test_a_job_on_another_machine_is_taken_to_run(run):
@@ -92,7 +106,7 @@ def test_the_time_left_follows_from_what_is_done(run):
 
 
 def test_a_finished_cell_leaves_no_mark_and_none_done_gives_no_time(tmp_path):
-    ledger.plan(tmp_path, [cell(0), cell(1)])
+    ledger.plan(tmp_path, [cell(0), cell(1)], "a")
     with ledger.running(tmp_path, cell(0), 9, tmp_path / "log.csv"):
         assert ledger.state(tmp_path)["state"].tolist() == ["running", "left"]
     found = ledger.state(tmp_path)
@@ -147,6 +161,7 @@ def test_a_line_is_written_when_something_has_changed(run, monkeypatch, capsys):
     with status.reported(config.load("smoke").model_copy(update={"run": str(run)}), None):
         time.sleep(0.6)
         done(run, cell(2), 120)
+        ledger.finished(run, cell(2))
         time.sleep(0.6)
     first, *lines = capsys.readouterr().err.splitlines()
     assert "--estimate" in first

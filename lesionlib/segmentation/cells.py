@@ -268,6 +268,7 @@ def run_cells(cells, study: Study, pairs: dict, tests: dict, settings: Settings,
         path = run / "cells" / f"{cell.id}.csv"
         if not path.exists() or path.read_text() != rows.to_csv(index=False):
             write_csv(path, rows)  # else it keeps its time: jobs that were given it are up to date
+        ledger.finished(run, cell)
         curves.append(curve.assign(cell=cell.id, **asdict(cell)))
         found.append(rows)
         if cell.schedule == PLATEAU and rows["plateau"].isna().all():

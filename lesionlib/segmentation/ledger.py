@@ -1,7 +1,8 @@
 """What of a run's grid is done, running, failed and left, and how long it will take.
 
-`plan` writes the grid of a run; `running` marks a cell while it is trained. `state` reads both from
-the run's folder, on any machine that sees it, also while other processes work.
+`plan` writes the grid of a run; `running` marks a cell while it is trained, `finished` one whose
+result is there. `state` reads them from the run's folder, on any machine that sees it, also while
+other processes work.
 """
 
 import os
@@ -25,11 +26,19 @@ def _folders(run) -> tuple[Path, Path]:
     return resolve(run) / "checkpoints" / "grid", resolve(run) / "checkpoints" / "cells"
 
 
-def plan(run, cells: list[Cell]):
+def _plan(marks: Path) -> dict | None:
+    """What `plan` wrote; None without a plan, or with one of older code, a list."""
+    found = read_json(marks / "plan.json")
+    return found if isinstance(found, dict) else None
+
+
+def plan(run, cells: list[Cell], settings: str):
     """Write the names of the cells that a run is to have, and forget which had failed or were
-    stopped: they are tried again."""
+    stopped: they are tried again. `settings`: a digest of those that determine the cells; results
+    made with others count as left until `finished` has seen them."""
     marks = _folders(run)[0]
-    write_json(marks / "plan.json", ids := [cell.id for cell in cells])
+    ids = [cell.id for cell in cells]
+    write_json(marks / "plan.json", {"cells": ids, "settings": settings})
     for path in (marks / f"{name}.json" for name in ids):
         if {"error", "stopped"} & set(read_json(path) or {}):
             path.unlink()
@@ -50,6 +59,13 @@ def running(run, cell: Cell, steps: int, log: Path):
         write_json(path, {"error" if failed else "stopped": text.splitlines()[0]})
         raise
     path.unlink(missing_ok=True)
+
+
+def finished(run, cell: Cell):
+    """Mark a cell whose result is there and belongs to the present plan, if there is one."""
+    marks = _folders(run)[0]
+    if planned := _plan(marks):
+        write_json(marks / f"{cell.id}.json", {"settings": planned["settings"]})
 
 
 def _alive(mark: dict) -> bool:
@@ -80,18 +96,21 @@ def state(run) -> pd.DataFrame:
     """A row per planned cell in order: its name, state (done, running, failed, left), detail, and
     seconds of its training once it is done. InputError if no grid is planned."""
     marks, kept = _folders(run)
-    if (planned := read_json(marks / "plan.json")) is None:
+    if (planned := _plan(marks)) is None:
         problem = "there is no plan of its grid"
         raise InputError(resolve(run), problem, "start this run with ./run_all.sh first")
     records = (read_json(path) for path in kept.glob("*.csv.json"))
     seconds = {record["cell"]: record["seconds"] for record in records}
     rows = []
-    for name in planned:
-        if (resolve(run) / "cells" / f"{name}.csv").exists():
+    for name in planned["cells"]:
+        made = (resolve(run) / "cells" / f"{name}.csv").exists()
+        mark = read_json(marks / f"{name}.json") or {}
+        if mark.keys() - {"settings"}:
+            row = _marked(mark)
+        elif made and mark.get("settings", planned["settings"]) == planned["settings"]:
             row = "done", ""
         else:
-            mark = read_json(marks / f"{name}.json")
-            row = _marked(mark) if mark else ("left", "")
+            row = "left", "made with other settings" * made
         rows.append((name, *row, seconds.get(name, np.nan)))
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -12,6 +12,7 @@ from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT
 from lesionlib.engine.provenance import digest, hardware
 from lesionlib.engine.settings import Settings
+from lesionlib.engine.stages import STAGES
 
 EVERY = 60  # seconds between two lines
 SHOWN = 12  # cells that are listed in one state
@@ -42,7 +43,9 @@ def plan(settings: Settings):
     """Write which cells a run is to have."""
     from lesionlib.segmentation import grid, ledger
 
-    ledger.plan(settings.run, grid.planned_cells(settings))
+    read = [name for name in STAGES["06_segmentation"] if name != "data"]  # whose paths may change
+    key = digest({name: getattr(settings, name).determining() for name in read})
+    ledger.plan(settings.run, grid.planned_cells(settings), key)
 
 
 @contextmanager
