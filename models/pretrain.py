@@ -1,12 +1,12 @@
 """Pretrain the base that comes with the repository, on an endless stream of procedural images.
 
-    python -m models.pretrain [--work runs/pretrain] [--steps N] [--threads N] [--publish]
+    python -m models.pretrain [--work runs/pretrain] [--steps N] [--start DIR] [--publish]
 
 `models/small` is a small Stable Diffusion that has never seen a patient's pixel: what Stable
 Diffusion is to the paper, it is to the presets that two CPU cores can run. Images come from
 `lesionlib.data.phantom` with a seed that no preset may use. Half of them are as the phantoms of the
 study; in the other half the lesion is small and anywhere, as under the paper's automatic masks.
-Image and mask are warped (`augmentation.single`), prompts come from the whole grammar, and every
+Image and mask are warped (`augmentation.copied`), prompts come from the whole grammar, and every
 step has one of three resolutions.
 
 First the text encoder learns to tell which prompt belongs to which image (`contrast`; Radford et
@@ -15,7 +15,9 @@ Without this the UNet learns to ignore prompts, whose random embeddings are only
 
 A producer process paints the stream ahead of the training. The images of a step depend on the step
 alone, so an interrupted run continues as if nothing had happened; run it again with the same
-arguments. `validations.csv` in the work folder holds KID to held-out procedural images.
+arguments. `validations.csv` in the work folder holds KID to held-out procedural images. With
+`--start` the UNet of a published base is trained on, at half the learning rate, and the stream goes
+on where that base's ended; its text encoder stays as it is.
 """
 
 import argparse
@@ -42,8 +44,8 @@ from lesionlib.data.catalogue import DIAGNOSES
 from lesionlib.data.dataset import resized
 from lesionlib.engine import settings as presets
 from lesionlib.engine.errors import InputError
-from lesionlib.engine.files import ROOT, atomic_write, resolve, write_csv
-from lesionlib.engine.provenance import digest
+from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, write_csv
+from lesionlib.engine.provenance import digest, hardware
 from lesionlib.engine.settings import Augmentation, Base, Sampling
 from lesionlib.engine.training import Average, Schedule, fit, generator_at, load_checkpoint
 from lesionlib.evaluation import distribution
@@ -59,6 +61,7 @@ CONTRAST = {32: (1.0, 128)}  # the same for the text encoder's training
 HELD_OUT = 512  # images that are never trained on
 DROPOUT, DETAIL = 0.1, 0.5  # shares of empty prompts, and of prompts with each of `prompts.DETAILS`
 EMA = 0.999  # decay of the moving average of the weights
+LR, FURTHER = 1e-3, 5e-4  # peak learning rate of a new base, and of one that is trained on
 MODEL = Base(model="", text_width=128, text_pooled=True, text_tokens=56)
 WARPS = Augmentation()
 SITES = (*phantom.SITES, "lateral torso", "palms/soles", "oral/genital")  # of ISIC
@@ -107,11 +110,11 @@ def make_shard(folder: Path, number: int):
         np.savez(file, images=np.stack(images), masks=np.stack(masks), table=np.array(table))
 
 
-def produce(folder: Path, shards: int):
+def produce(folder: Path, shards: range):
     """Paint shards in order, at low priority."""
     os.nice(10)
     cv2.setNumThreads(1)
-    for number in (-1, *range(shards)):
+    for number in (-1, *shards):
         make_shard(folder, number)
 
 
@@ -125,10 +128,10 @@ def shard(folder: Path, number: int):
         return found["images"], found["masks"], json.loads(str(found["table"]))
 
 
-def window(step: int) -> range:
-    """Numbers of the shards that a step draws from."""
+def window(step: int, begin: int = 0) -> range:
+    """Numbers of the shards that a step draws from, if the training began with step `begin`."""
     last = FIRST + step // EVERY
-    return range(max(0, last - WINDOW), last)
+    return range(max(begin // EVERY, last - WINDOW), last)
 
 
 def sentence(labels: dict, mask: np.ndarray, rng, dropout: float = DROPOUT) -> str:
@@ -139,20 +142,25 @@ def sentence(labels: dict, mask: np.ndarray, rng, dropout: float = DROPOUT) -> s
     return prompts.prompt(labels, "diagnosis" if rng.random() < 0.1 else "full", details, mask)
 
 
-def batch_of(folder: Path, step: int, sizes: dict | None = None, dropout: float = DROPOUT):
-    """Images (B, S, S, 3), and their prompts, of a step; `sizes` as SIZES."""
+def batch_of(folder: Path, step: int, sizes: dict | None = None, dropout=DROPOUT, begin=0):
+    """Images (B, S, S, 3), and their prompts, of a step.
+
+    `sizes` as SIZES, `begin` as in `window`.
+    """
     sizes = sizes or SIZES
-    rng, shards, sides = np.random.default_rng([SEED, step, len(sizes)]), window(step), list(sizes)
+    rng, shards = np.random.default_rng([SEED, step, len(sizes)]), window(step, begin)
+    sides = list(sizes)
     size = int(rng.choice(sides, p=[sizes[side][0] for side in sides]))
     rows = rng.integers(len(shards) * SHARD, size=sizes[size][1])
     chosen = [(shard(folder, shards[row // SHARD]), row % SHARD) for row in rows]
     images, masks = (np.stack([part[k][i] for part, i in chosen]) for k in (0, 1))
     images, masks = resized(images, masks, size)
-    matrices = augmentation.single(masks, WARPS, generator_at(SEED, step))
-    masks = augmentation.warp_masks(masks, matrices)
+    cut = augmentation.cut_off(images, masks)
+    matrices = augmentation.copied(masks, cut, WARPS, generator_at(SEED, step))
+    warped = augmentation.warp_masks(masks, matrices)
     labels = [part[2][i] for part, i in chosen]
-    texts = [sentence(row, mask, rng, dropout) for row, mask in zip(labels, masks, strict=True)]
-    return augmentation.warp_images(images, matrices), texts
+    texts = [sentence(row, mask, rng, dropout) for row, mask in zip(labels, warped, strict=True)]
+    return augmentation.warp_images(images, masks, matrices), texts
 
 
 def vocabulary() -> list[str]:
@@ -241,14 +249,30 @@ def validator(pipe, folder: Path):
     return validate
 
 
-def untrained(work: Path, steps: int):
+def trainings(start: str) -> list[dict]:
+    """The trainings of the base `start`, oldest first: steps, hardware, and hours if known."""
+    if not start:
+        return []
+    known = read_json(resolve(start) / "model_index.json.json")
+    alone = {"steps": known["steps"], "hardware": known["environment"]["hardware"]}
+    return known.get("trainings", [alone])
+
+
+def begin_of(start: str) -> int:
+    """The step of the stream with which a training that begins with the base `start` begins."""
+    return sum(training["steps"] for training in trainings(start))
+
+
+def untrained(work: Path, steps: int, start: str = ""):
     """The pipeline before its training, its UNet with the text encoder, and the record."""
-    images = np.concatenate([shard(work / "stream", n)[0] for n in range(FIRST)])
+    begin = begin_of(start)
+    images = np.concatenate([shard(work / "stream", n)[0] for n in window(begin, begin)])
     first = resized(images, np.zeros(images.shape[:3]), 64)[0]
-    pipe = base.new(first, vocabulary(), work, MODEL, SEED)
+    pipe = base.load(start) if start else base.new(first, vocabulary(), work, MODEL, SEED)
     pipe.unet.to(memory_format=torch.channels_last)
     model = base.Denoiser(pipe.unet.requires_grad_(True), pipe.text_encoder)
-    return pipe, model, {"steps": steps, "seed": SEED, "stream": digest(first)}
+    record = {"steps": steps, "seed": SEED, "stream": digest(first)}
+    return pipe, model, record | ({"start": base.pipeline_digest(pipe)} if start else {})
 
 
 def text_steps(steps: int) -> int:
@@ -256,64 +280,87 @@ def text_steps(steps: int) -> int:
     return max(1, steps // 8)
 
 
-def so_far(work: Path, steps: int):
+def read_prompts(pipe, work: Path, steps: int, start: str, record: dict):
+    """Train the text encoder of a new base; that of the base `start` is locked as it is."""
+    if start:
+        pipe.text_encoder.requires_grad_(False).eval()
+    else:
+        contrast(pipe, work, text_steps(steps), record)
+
+
+def so_far(work: Path, steps: int, start: str = ""):
     """The pipeline with the averaged weights of the last checkpoint, and that checkpoint's step."""
-    pipe, model, record = untrained(work, steps)
+    pipe, model, record = untrained(work, steps, start)
     state = load_checkpoint(work / "checkpoint.pt", record)
     if state is None:
         raise InputError(work / "checkpoint.pt", "no checkpoint of this training", "start it first")
-    contrast(pipe, work, text_steps(steps), record)  # trained before: this loads it
+    read_prompts(pipe, work, steps, start, record)  # trained before: this loads it
     average = Average([p for p in model.parameters() if p.requires_grad], EMA)
     average.load(state["average"])
     average.finish()
     return pipe, state["step"]
 
 
-def train(work: Path, steps: int):
+def train(work: Path, steps: int, start: str = ""):
     """The pretrained pipeline; the stream lies in work/stream."""
-    stream, (pipe, model, record) = work / "stream", untrained(work, steps)
-    contrast(pipe, work, text_steps(steps), record)
+    stream, (pipe, model, record) = work / "stream", untrained(work, steps, start)
+    read_prompts(pipe, work, steps, start, record)
+    begin = begin_of(start)
 
     def loss_at(model, step):
-        images, texts = batch_of(stream, step)
+        step += begin
+        images, texts = batch_of(stream, step, begin=begin)
         z, draw = base.encode(pipe, images), generator_at(SEED + 1, step)
         noisy, target, t = base.noised(pipe.scheduler, z, draw, len(z), slice(None))
         predicted = model(noisy, t, base.token_ids(pipe, texts))
         return base.denoising_loss(pipe.scheduler, predicted, target, t)
 
-    plan = Schedule(steps, 1e-3, warmup=200, ema=EMA, precision="auto", validate_every=1000)
-    start, path = time.monotonic(), work / "seconds.json"
+    lr, every = (FURTHER, 400) if start else (LR, 1000)
+    plan = Schedule(steps, lr, warmup=200, ema=EMA, precision="auto", validate_every=every)
+    began, path = time.monotonic(), work / "seconds.json"
     spent = json.loads(path.read_text()) if path.exists() else 0.0
     try:
         fit(model, loss_at, work, plan, record, validate=validator(pipe, stream), desc="base")
     finally:
-        path.write_text(json.dumps(spent + time.monotonic() - start))
+        path.write_text(json.dumps(spent + time.monotonic() - began))
     return pipe
 
 
-def publish(pipe, work: Path, steps: int, done: int):
+def publish(pipe, work: Path, steps: int, done: int, start: str = ""):
     """Write the base after `done` of `steps` to models/small, in half precision, with its card."""
+    curve, begin = pd.read_csv(work / "validations.csv"), begin_of(start)
+    curve["step"] += begin
+    if start:
+        curve = pd.concat([pd.read_csv(resolve(start) / "validations.csv"), curve])
+    hours = round(json.loads((work / "seconds.json").read_text()) / 3600, 2)
+    history = [*trainings(start), {"steps": done, "hardware": hardware(), "hours": hours}]
     shutil.rmtree(TARGET, ignore_errors=True)
-    curve = pd.read_csv(work / "validations.csv")
     first, last = curve.iloc[1], curve.iloc[-1]
     facts = dict(
         unet=sum(p.numel() for p in pipe.unet.parameters()) / 1e6,
-        images=(FIRST + (done - 1) // EVERY) * SHARD,
-        hours=json.loads((work / "seconds.json").read_text()) / 3600,
+        images=(FIRST + (begin + done - 1) // EVERY) * SHARD,
+        history="; then ".join(
+            f"{one['steps']:,} steps"
+            + (f" in {one['hours']} hours" if "hours" in one else "")
+            + f" ({one['hardware']})"
+            for one in history
+        ),
         first=first["kid"],
         first_step=int(first["step"]),
         last=last["kid"],
         gain=last["prompt_gain"],
-        text=text_steps(steps),
-        command=f"python -m models.pretrain --steps {steps}",
+        text=text_steps(history[0]["steps"]),
+        command=f"python -m models.pretrain --steps {steps}"
+        + (f" --start {start}" if start else ""),
     )
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.half()
     write_csv(TARGET / "validations.csv", curve)
     card = (ROOT / "models" / "card.md").read_text()
-    card = card.format(seed=SEED, steps=steps, done=done, held_out=HELD_OUT, **facts)
+    card = card.format(seed=SEED, held_out=HELD_OUT, **facts)
     (TARGET / "README.md").write_text(card)
-    base.save(pipe, TARGET, command=facts["command"], data_seed=SEED, steps=done)
+    facts = {"command": facts["command"], "trainings": history}
+    base.save(pipe, TARGET, data_seed=SEED, steps=begin + done, **facts)
 
 
 def main():
@@ -321,6 +368,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default="runs/pretrain", help="folder of stream and checkpoint")
     parser.add_argument("--steps", type=int, default=8000, help="optimiser steps")
+    parser.add_argument("--start", default="", help="folder of a base that is trained on")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
     parser.add_argument(
         "--publish", action="store_true", help="only publish what the training has reached so far"
@@ -331,14 +379,16 @@ def main():
     work = resolve(options.work)
     (work / "stream").mkdir(parents=True, exist_ok=True)
     if options.publish:
-        pipe, done = so_far(work, options.steps)
-        return publish(pipe, work, options.steps, done)
+        pipe, done = so_far(work, options.steps, options.start)
+        return publish(pipe, work, options.steps, done, options.start)
     spawn = multiprocessing.get_context("spawn")
-    shards = FIRST + options.steps // EVERY
+    begin = begin_of(options.start)
+    shards = range(begin // EVERY, FIRST + (begin + options.steps) // EVERY)
     producer = spawn.Process(target=produce, args=(work / "stream", shards), daemon=True)
     producer.start()
     try:
-        publish(train(work, options.steps), work, options.steps, options.steps)
+        steps, start = options.steps, options.start
+        publish(train(work, steps, start), work, steps, steps, start)
     except InputError as error:
         sys.exit(str(error))
     finally:

@@ -1,5 +1,6 @@
 """Paired geometric augmentation: image and mask move together, exactly where they only turn."""
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,14 +20,15 @@ def draw(seed=0):
 def test_orientations_are_exact_and_eight():
     images, masks, _ = pairs(1)
     matrices = augmentation.orientations(torch.arange(8))
-    turned = augmentation.warp_images(images.repeat(8, axis=0), matrices)
+    many = images.repeat(8, axis=0), masks.repeat(8, axis=0)
+    turned = augmentation.warp_images(*many, matrices)
     image = images[0]
     expected = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
     expected += [np.swapaxes(one, 0, 1) for one in expected]
     assert {one.tobytes() for one in turned} == {one.tobytes() for one in map(np.array, expected)}
     assert np.array_equal(turned[0], image)
-    masks = augmentation.warp_masks(masks.repeat(8, axis=0), matrices)
-    assert (masks.sum((1, 2)) == masks[0].sum()).all()
+    turned = augmentation.warp_masks(many[1], matrices)
+    assert (turned.sum((1, 2)) == masks[0].sum()).all()
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -45,7 +47,7 @@ def test_image_and_mask_move_together():
     _, masks, _ = pairs(200)
     images = np.where(masks[..., None] > 0, 40, 220).repeat(3, axis=3).astype(np.uint8)
     matrices = augmentation.drawn(len(masks), SETTINGS, draw())
-    dark = augmentation.warp_images(images, matrices)[..., 0] < 130
+    dark = augmentation.warp_images(images, masks, matrices)[..., 0] < 130
     moved = augmentation.warp_masks(masks, matrices)
     assert (dark == moved).mean() > 0.999
     assert (moved != masks).any((1, 2)).mean() > 0.9
@@ -71,31 +73,75 @@ def test_the_share_the_scale_and_the_shift_are_those_of_the_settings():
     assert centre.abs().max() > 0.45 and centre.abs().max() < 0.5 * 2**0.5 + 1e-4
 
 
-def test_a_single_lesion_is_preferred():
-    _, masks, _ = pairs(100)
+def test_a_copy_of_one_lesion_shows_one_lesion():
+    images, masks, _ = pairs(100)
+    cut = augmentation.cut_off(images, masks)
+    matrices = augmentation.copied(masks, cut, SETTINGS, draw())
+    assert torch.equal(matrices, augmentation.copied(masks, cut, SETTINGS, draw()))
+    merely = augmentation.oriented(matrices).numpy()
+    assert merely[cut].all() and 0.6 < (~merely[~cut]).mean() < 0.75  # the share is 0.7
+    flat = np.where(masks[..., None] > 0, 40, 220).repeat(3, axis=3).astype(np.uint8)
+    for copy, mask in zip(
+        augmentation.warp_images(flat, masks, matrices),
+        augmentation.warp_masks(masks, matrices),
+        strict=True,
+    ):
+        assert regions(mask) == 1
+        assert regions(copy[..., 0] < 130) == 1
 
-    def regions(matrices):
-        return np.array(
-            [augmentation._regions(m) for m in augmentation.warp_masks(masks, matrices)]
-        )
 
-    once, chosen = (
-        f(d)
-        for f, d in (
-            (lambda d: regions(augmentation.drawn(100, SETTINGS, d)), draw()),
-            (lambda d: regions(augmentation.single(masks, SETTINGS, d)), draw()),
-        )
+def regions(mask) -> int:
+    return cv2.connectedComponents(np.uint8(mask))[0] - 1
+
+
+def scene(size: int, field: float = 2.0, place: float = 0.5):
+    """A picture of light skin with one dark lesion, black outside a round field of view."""
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    mask = np.uint8(np.hypot(y - place, x - place) < 0.2)
+    image = np.where(mask, 60, np.where(np.hypot(y - 0.5, x - 0.5) < field, 200, 5))
+    return image[None, ..., None].repeat(3, axis=3).astype(np.uint8), mask[None]
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_pictures_whose_border_is_not_all_skin_are_only_oriented(size):
+    assert not augmentation.cut_off(*scene(size))
+    assert augmentation.cut_off(*scene(size, field=0.55))  # dark corners
+    assert augmentation.cut_off(*scene(size, place=0.15))  # a lesion at the border
+    image, mask = scene(size)
+    assert augmentation.cut_off(image * 0, mask) and augmentation.cut_off(image, mask * 0 + 1)
+    matrices = augmentation.copied(
+        mask, np.array([True]), SETTINGS.model_copy(update={"share": 1.0}), draw()
     )
-    assert (chosen == 1).mean() > (once == 1).mean() + 0.2
-    assert torch.equal(
-        augmentation.single(masks, SETTINGS, draw()), augmentation.single(masks, SETTINGS, draw())
-    )
+    assert augmentation.oriented(matrices).all()
+
+
+def test_a_lesion_is_not_warped_out_of_its_picture():
+    _, masks = scene(64, place=0.2)
+    masks = masks.repeat(200, axis=0)
+    far = SETTINGS.model_copy(update={"shift": 0.9, "share": 1.0})
+    merely = augmentation.oriented(
+        augmentation.copied(masks, np.zeros(200, bool), far, draw())
+    ).numpy()
+    assert 0.3 < merely.mean() < 0.9
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_skin_goes_on_beyond_a_picture_without_frame_and_lesion(size):
+    image, mask = scene(size)
+    image[:, 0] = image[:, :, -1] = 0  # a frame of one pixel
+    half = torch.tensor([[[2.0, 0, -0.6], [0, 2.0, 0.4]]])  # half as large, shifted
+    copy = augmentation.warp_images(image, mask, half)[0, ..., 0]
+    moved = augmentation.warp_masks(mask, half)[0]
+    near = np.ones((3, 3), np.uint8)
+    for part, grey in ((1 - cv2.dilate(moved, near), 200), (cv2.erode(moved, near), 60)):
+        assert part.any() and np.abs(copy[part > 0].astype(int) - grey).max() <= 3
+    assert np.array_equal(augmentation.skin(image, mask)[0, size // 8, size // 8], [200] * 3)
 
 
 def test_prompts_describe_the_copy():
-    _, masks, _ = pairs(8)
+    images, masks, _ = pairs(8)
     table = pd.DataFrame({"prompt": ["a dermoscopic image of a nevus"] * 8, "diagnosis": "nevus"})
-    matrices = augmentation.variants(masks, SETTINGS, "base")
+    matrices = augmentation.variants(images, masks, SETTINGS, "base")
     plain = augmentation.described(table, masks, matrices, Data())
     assert plain.shape == (SETTINGS.variants, 8) and (plain == table["prompt"][0]).all()
     sizes = augmentation.described(table, masks, matrices, Data(prompt_details=["size"]))

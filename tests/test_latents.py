@@ -23,8 +23,8 @@ COPIES = augmentation.orientations(torch.arange(8))[:, None].expand(-1, 24, -1, 
 
 
 def test_latents_are_those_of_the_images_in_eight_orientations(pipe, tmp_path):
-    images = pairs()[0]
-    z = latents.encode_images(pipe, images, COPIES, tmp_path, batch=7)
+    images, masks, _ = pairs()
+    z = latents.encode_images(pipe, images, masks, COPIES, tmp_path, batch=7)
     assert isinstance(z, np.memmap) and z.shape == (8, 24, 8, 8, 8)
     turned = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]]
     turned += [np.swapaxes(x, 1, 2) for x in turned]
@@ -42,7 +42,7 @@ def test_examples_are_warped_as_their_masks_and_prompts_say(pipe, tmp_path):
     data = latents.examples(pipe, part, settings, "base", tmp_path)
     assert data.latents.shape[:2] == data.matrices.shape[:2] == data.prompts.shape == (3, 24)
     for latent, matrices, texts in zip(data.latents, data.matrices, data.prompts, strict=True):
-        expected = base.encode(pipe, augmentation.warp_images(images, matrices))
+        expected = base.encode(pipe, augmentation.warp_images(images, masks, matrices))
         np.testing.assert_allclose(latent, expected, atol=1e-5)
         for mask, text in zip(augmentation.warp_masks(masks, matrices), texts, strict=True):
             assert words.lesion_position(mask) in text
@@ -53,29 +53,29 @@ def test_examples_are_warped_as_their_masks_and_prompts_say(pipe, tmp_path):
 
 
 def test_they_are_computed_once_and_again_for_other_images_or_weights(pipe, tmp_path, monkeypatch):
-    images, calls, encode = pairs()[0], [], base.encode
+    (images, masks, _), calls, encode = pairs(), [], base.encode
     monkeypatch.setattr(latents, "encode", lambda *a: calls.append(1) or encode(*a))
-    first = np.array(latents.encode_images(pipe, images, COPIES, tmp_path))
+    first = np.array(latents.encode_images(pipe, images, masks, COPIES, tmp_path))
     before, calls[:] = len(calls), []
-    again = latents.encode_images(pipe, images, COPIES, tmp_path)
+    again = latents.encode_images(pipe, images, masks, COPIES, tmp_path)
     assert len(calls) == 1 < before and np.array_equal(first, again)  # one image, for the shape
-    latents.encode_images(pipe, images[::-1], COPIES, tmp_path)
+    latents.encode_images(pipe, images[::-1], masks, COPIES, tmp_path)
     assert len(calls) == 1 + before
     calls.clear()
     settings = SMALL.model_copy(update={"whitening": 0.9})
     other = base.new(images, PROMPTS, tmp_path, settings, 0)
-    assert not np.array_equal(latents.encode_images(other, images, COPIES, tmp_path), first)
+    assert not np.array_equal(latents.encode_images(other, images, masks, COPIES, tmp_path), first)
     assert len(calls) == before and len(list(tmp_path.glob("latents-*.npy"))) == 3
 
 
 def test_corrupt_latents_are_reported_and_rebuilt(pipe, tmp_path, capsys):
-    images = pairs()[0]
-    first = np.array(latents.encode_images(pipe, images, COPIES, tmp_path))
+    images, masks, _ = pairs()
+    first = np.array(latents.encode_images(pipe, images, masks, COPIES, tmp_path))
     path = next(tmp_path.glob("latents-*.npy"))
     whole = path.read_bytes()
     for damaged in (whole[:-100], whole[:-9] + b"x" + whole[-8:]):
         path.write_bytes(damaged)
-        assert np.array_equal(latents.encode_images(pipe, images, COPIES, tmp_path), first)
+        assert np.array_equal(latents.encode_images(pipe, images, masks, COPIES, tmp_path), first)
         assert f"WARNING: {path}: it is corrupt" in capsys.readouterr().out
 
 
@@ -90,7 +90,7 @@ def test_an_interrupted_encoding_leaves_nothing_under_the_final_name(pipe, tmp_p
 
     monkeypatch.setattr(latents, "encode", dies)
     with pytest.raises(KeyboardInterrupt):
-        latents.encode_images(pipe, pairs()[0], COPIES, tmp_path, batch=4)
+        latents.encode_images(pipe, *pairs()[:2], COPIES, tmp_path, batch=4)
     assert not list(tmp_path.iterdir())
 
 

@@ -41,7 +41,7 @@ def test_one_training_step_and_one_ddim_step_at_256(tmp_path, capsys):
     masks[:, 64:160, 64:160] = 1
     start = time.perf_counter()
     matrices = augmentation.orientations(torch.arange(2))[:, None]
-    z = latents.encode_images(pipe, images, matrices, tmp_path)
+    z = latents.encode_images(pipe, images, masks, matrices, tmp_path)
     encoded = time.perf_counter()
     own = ControlNet(
         steps=1, batch=1, lr=settings.controlnet.lr, prompt_dropout=0.0, decay="constant"

@@ -35,23 +35,24 @@ def _load_or_build(path, shape, parts):
 
 
 @torch.no_grad()
-def encode_images(pipe, images: np.ndarray, matrices, folder, batch: int = 32) -> np.ndarray:
+def encode_images(pipe, images: np.ndarray, masks, matrices, folder, batch: int = 32):
     """Scaled latents (V, N, C, h, w) of images (N, S, S, 3) warped by `matrices` (V, N, 2, 3).
 
-    The name of the file in `folder` depends on the autoencoder, its code, the images and the warps,
-    so that it is never outdated. Latents are the mean of the autoencoder's distribution, not a
-    sample from it.
+    `masks` (N, S, S) are of their lesions. The name of the file in `folder` depends on the
+    autoencoder, its code, the images and the warps, so that it is never outdated. Latents are the
+    mean of the autoencoder's distribution, not a sample from it.
     """
     code = code_digest(encode, augmentation.warp_images, PatchAutoencoder)
-    warps = np.ascontiguousarray(matrices.numpy())
-    name = digest(code, weights_digest(pipe.vae), pipe.vae.config.scaling_factor, images, warps)
+    vae, warps = (weights_digest(pipe.vae), pipe.vae.config.scaling_factor), matrices.numpy()
+    name = digest(code, *vae, images, masks, np.ascontiguousarray(warps))
     first = encode(pipe, images[:1])
 
     def parts():
         jobs = [(v, i) for v in range(len(matrices)) for i in range(0, len(images), batch)]
         for v, i in progress(jobs, desc="latents"):
             part = slice(i, i + batch)
-            z = encode(pipe, augmentation.warp_images(images[part], matrices[v, part]))
+            warped = augmentation.warp_images(images[part], masks[part], matrices[v, part])
+            z = encode(pipe, warped)
             yield (v, slice(i, i + len(z))), z.cpu().numpy()
 
     shape = (*matrices.shape[:2], *first.shape[1:])
@@ -63,9 +64,9 @@ def examples(pipe, part, settings, training: str, folder) -> Examples:
 
     Uses the groups `data` and `augmentation` of `settings`; `folder` keeps the latents.
     """
-    matrices = augmentation.variants(part.masks, settings.augmentation, training)
+    matrices = augmentation.variants(part.images, part.masks, settings.augmentation, training)
     texts = augmentation.described(part.table, part.masks, matrices, settings.data)
-    latents = encode_images(pipe, part.images, matrices, folder)
+    latents = encode_images(pipe, part.images, part.masks, matrices, folder)
     return Examples(latents, part.masks, matrices, texts)
 
 

@@ -45,10 +45,10 @@ def warped_copies(part, settings, training: str, shown: int = 4):
     Returns the sheet, and the masks (8 shown, S, S) of the copies.
     """
     images, masks = part.images[:8], part.masks[:8]
-    matrices = augmentation.variants(part.masks, settings, training)[:shown, :8]
+    matrices = augmentation.variants(part.images, part.masks, settings, training)[:shown, :8]
     pairs = {"in place": (images, masks)} | {
         f"copy {i + 1}": (
-            augmentation.warp_images(images, copies),
+            augmentation.warp_images(images, masks, copies),
             augmentation.warp_masks(masks, copies),
         )
         for i, copies in enumerate(matrices)

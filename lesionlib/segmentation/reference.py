@@ -86,15 +86,17 @@ def distractors(found: np.ndarray, mask: np.ndarray, least: float) -> int:
 def moved_onto(images, masks, targets, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Real images (N, S, S, 3), one for each of `targets`, moved to where that mask lies.
 
-    An image is turned, scaled and shifted (mirrored at the border) so that its lesion, from `masks`
-    (N, S, S), gets the centroid and the area of a target (m, S, S). Of TRIES images and turns,
-    that one is kept whose area comes closest: lesions that the border cuts or mirrors have
-    another. Returns images (m, S, S, 3) and their moved masks; masks of copies of the lesion
-    that are mirrored into the picture all the same are part of these.
+    An image is turned, scaled and shifted (beyond its border goes on its skin) so that its lesion,
+    from `masks` (N, S, S), gets the centroid and the area of a target (m, S, S). Of TRIES images
+    and turns, that one is kept whose area comes closest: lesions that the border cuts have
+    another. Images of which more than skin goes on beyond the border (`augmentation.cut_off`) are
+    moved only if there are no others. Returns images (m, S, S, 3) and their moved masks.
     """
     draw, n, side = generator_at(seed, 0), len(targets), masks.shape[1]
     coarse = dataset.shrunk_masks(masks, min(COARSE, side))
-    usable = torch.from_numpy(np.flatnonzero(masks.any((1, 2))))
+    shown = masks.any((1, 2))
+    whole = shown & ~augmentation.cut_off(images, masks)
+    usable = torch.from_numpy(np.flatnonzero(whole if whole.any() else shown))
     wanted, best = targets.mean((1, 2)), np.full(n, np.inf)
     rows, matrices = np.zeros(n, int), torch.zeros(n, 2, 3)
     for _ in range(TRIES):
@@ -106,7 +108,7 @@ def moved_onto(images, masks, targets, seed: int) -> tuple[np.ndarray, np.ndarra
         better = wrong < best
         rows[better], matrices[better], best[better] = tried[better], moves[better], wrong[better]
     return (
-        augmentation.warp_images(images[rows], matrices),
+        augmentation.warp_images(images[rows], masks[rows], matrices),
         augmentation.warp_masks(masks[rows], matrices),
     )
 
@@ -168,9 +170,9 @@ def fit(part, val_part, how: training.Recipe, facts: dict, files: Files, key: st
     """
     images, masks = val_part
     if how.warps is not None:
-        always = how.warps.model_copy(update={"share": 1.0})
-        copies = [augmentation.single(masks, always, generator_at(0, i)) for i in range(COPIES)]
-        warped = [augmentation.warp_images(images, copy) for copy in copies]
+        always = how.warps.model_copy(update={"share": 1.0, "variants": COPIES})
+        copies = augmentation.variants(images, masks, always, "reference")
+        warped = [augmentation.warp_images(images, masks, copy) for copy in copies]
         images = np.concatenate([images, *warped])
         masks = np.concatenate([masks, *(augmentation.warp_masks(masks, c) for c in copies)])
     return training.train("unet", part, (images, masks), how, **facts, files=files, key=key)

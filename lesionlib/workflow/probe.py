@@ -160,9 +160,9 @@ def try_diffusion(settings, folder: Path) -> dict:
         batch = max(batch, settings.base.batch)
     images, masks = pairs(batch, settings.data.image_size)
     pipe = pipeline(settings, folder, device())
-    matrices = augmentation.variants(masks, settings.augmentation, "controlnet")
+    matrices = augmentation.variants(images, masks, settings.augmentation, "controlnet")
     start = clock()
-    z = latents.encode_images(pipe, images, matrices, folder)
+    z = latents.encode_images(pipe, images, masks, matrices, folder)
     found = {"encoded": (clock() - start) / (z.shape[0] * z.shape[1])}
     data = base.Examples(z, masks, matrices, np.full(z.shape[:2], PROMPT))
     many, schedule = {"steps": 1000}, settings.training
