@@ -10,6 +10,7 @@ import torch
 from lesionlib.data import phantom
 from lesionlib.engine import settings as presets
 from lesionlib.engine.errors import InputError
+from lesionlib.engine.files import read_json
 from lesionlib.engine.settings import Sampling
 from lesionlib.generators import base, controlnet
 from models import pretrain
@@ -126,6 +127,31 @@ def test_training_publishes_a_base_that_loads(stream, tmp_path, monkeypatch):
     assert not base.corrupt_parts(tmp_path / "small")
     want = {k: v.float() for k, v in pipe.unet.state_dict().items()}
     assert all((loaded.unet.state_dict()[k] == v).all() for k, v in want.items())
+
+
+def test_a_published_base_is_trained_on_with_further_images(stream, tmp_path, monkeypatch):
+    start = tmp_path / "small"
+    monkeypatch.setattr(pretrain, "TARGET", start)
+    pretrain.publish(pretrain.train(tmp_path, 2), tmp_path, 2, 2)
+    first, before = base.load(str(start)), (start / "validations.csv").read_text()
+    work = tmp_path / "further"
+    work.mkdir()
+    (work / "stream").symlink_to(stream)
+    assert pretrain.begin_of(str(start)) == 2 and list(pretrain.window(3, begin=2)) == [1]
+    pipe = pretrain.train(work, 2, str(start))
+    half, done = pretrain.so_far(work, 2, str(start))
+    assert done == 2
+    assert base.weights_digest(half.unet) == base.weights_digest(pipe.unet)
+    pretrain.publish(pipe, work, 2, 2, str(start))
+    record = read_json(start / "model_index.json.json")
+    assert record["steps"] == 4 and [one["steps"] for one in record["trainings"]] == [2, 2]
+    assert (start / "validations.csv").read_text().startswith(before)
+    assert pd.read_csv(start / "validations.csv")["step"].tolist() == [0, 2, 2, 4]
+    card = (start / "README.md").read_text()
+    assert f"--start {start}" in card and "2 steps in" in card and "; then 2 steps in" in card
+    after = base.load(str(start))
+    assert base.weights_digest(after.unet) != base.weights_digest(first.unet)
+    assert base.weights_digest(after.text_encoder) == base.weights_digest(first.text_encoder)
 
 
 def test_the_committed_base_is_small_intact_and_paints_at_every_size():

@@ -249,8 +249,8 @@ class Augmentation(Group):
     )
     share: float = setting(
         0.7,
-        "Share of the draws that are warped; the others are merely oriented. Of several draws the "
-        "one with the fewest lesion regions is kept, so that fewer copies are warped.",
+        "Share of the draws that are warped; the others are merely oriented. Generators see images "
+        "whose border is not skin all around merely oriented, too.",
         ge=0,
         le=1,
     )
@@ -258,9 +258,7 @@ class Augmentation(Group):
     scale: Annotated[list[Factor], Field(min_length=2, max_length=2)] = setting(
         [0.45, 1.25], "Smallest and largest factor on the size of the lesion."
     )
-    shift: float = setting(
-        0.32, "Largest shift per axis, with mirrored borders.", unit="image sizes", ge=0, le=1
-    )
+    shift: float = setting(0.32, "Largest shift per axis.", unit="image sizes", ge=0, le=1)
     variants: int = setting(10, "Warped copies of each image whose latents are kept on disk.", ge=1)
 
     def applied(self, training: AugmentedTraining) -> dict:
