@@ -340,9 +340,8 @@ def publish(pipe, work: Path, steps: int, done: int, start: str = ""):
         unet=sum(p.numel() for p in pipe.unet.parameters()) / 1e6,
         images=(FIRST + (begin + done - 1) // EVERY) * SHARD,
         history="; then ".join(
-            f"{one['steps']:,} steps"
-            + (f" in {one['hours']} hours" if "hours" in one else "")
-            + f" ({one['hardware']})"
+            f"{one['steps']:,} steps on {one['hardware']}"
+            + (f" ({one['hours']} hours of one core)" if "hours" in one else "")
             for one in history
         ),
         first=first["kid"],
@@ -350,8 +349,10 @@ def publish(pipe, work: Path, steps: int, done: int, start: str = ""):
         last=last["kid"],
         gain=last["prompt_gain"],
         text=text_steps(history[0]["steps"]),
-        command=f"python -m models.pretrain --steps {steps}"
-        + (f" --start {start}" if start else ""),
+        commands="`, then `".join(
+            f"python -m models.pretrain --steps {one['steps']}" + " --start models/small" * (i > 0)
+            for i, one in enumerate(history)
+        ),
     )
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.half()
@@ -359,8 +360,9 @@ def publish(pipe, work: Path, steps: int, done: int, start: str = ""):
     card = (ROOT / "models" / "card.md").read_text()
     card = card.format(seed=SEED, held_out=HELD_OUT, **facts)
     (TARGET / "README.md").write_text(card)
-    facts = {"command": facts["command"], "trainings": history}
-    base.save(pipe, TARGET, data_seed=SEED, steps=begin + done, **facts)
+    command = f"python -m models.pretrain --steps {steps}" + (f" --start {start}" if start else "")
+    facts = {"command": command, "steps": begin + done, "trainings": history}
+    base.save(pipe, TARGET, data_seed=SEED, **facts)
 
 
 def main():

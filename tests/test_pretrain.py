@@ -148,7 +148,7 @@ def test_a_published_base_is_trained_on_with_further_images(stream, tmp_path, mo
     assert (start / "validations.csv").read_text().startswith(before)
     assert pd.read_csv(start / "validations.csv")["step"].tolist() == [0, 2, 2, 4]
     card = (start / "README.md").read_text()
-    assert f"--start {start}" in card and "2 steps in" in card and "; then 2 steps in" in card
+    assert "2 steps on" in card and "; then 2 steps on" in card and "--start models/small`" in card
     after = base.load(str(start))
     assert base.weights_digest(after.unet) != base.weights_digest(first.unet)
     assert base.weights_digest(after.text_encoder) == base.weights_digest(first.text_encoder)
