@@ -356,6 +356,9 @@ def publish(pipe, work: Path, steps: int, done: int, start: str = ""):
     )
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.half()
+    if start:  # else the files would name this machine's folders
+        for part in (pipe, pipe.unet, pipe.vae):
+            part.register_to_config(_name_or_path=start)
     write_csv(TARGET / "validations.csv", curve)
     card = (ROOT / "models" / "card.md").read_text()
     card = card.format(seed=SEED, held_out=HELD_OUT, **facts)

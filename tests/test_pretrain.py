@@ -147,6 +147,7 @@ def test_a_published_base_is_trained_on_with_further_images(stream, tmp_path, mo
     assert record["steps"] == 4 and [one["steps"] for one in record["trainings"]] == [2, 2]
     assert (start / "validations.csv").read_text().startswith(before)
     assert pd.read_csv(start / "validations.csv")["step"].tolist() == [0, 2, 2, 4]
+    assert read_json(start / "unet" / "config.json")["_name_or_path"] == str(start)
     card = (start / "README.md").read_text()
     assert "2 steps on" in card and "; then 2 steps on" in card and "--start models/small`" in card
     after = base.load(str(start))
