@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lesionlib.data.augmentation import copied, cut_off, orientations, warp_images, warp_masks
+from lesionlib.data.augmentation import drawn, orientations, warp
 from lesionlib.data.dataset import resized
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import atomic_write, read_json, write_json
@@ -421,17 +421,18 @@ class Examples:
     def batch(self, step: int, batch: int, seed: int):
         """Images (B, 3, S, S) in [-1, 1] and conditions (B, 2, S, S) of a step.
 
-        Each pair is warped at random (`augmentation.copied`) if the settings name this training;
-        otherwise it is shown in one of the eight orientations.
+        Each pair is warped at random if the settings name this training; otherwise it is shown in
+        one of the eight orientations. Warps are those of `augmentation.drawn`, mirrored at the
+        border: with `copied`, the generator paints dark corners into most images.
         """
         rows, draw = batch_at(step, batch, len(self.images), seed).numpy(), generator_at(seed, step)
-        images, masks = self.images[rows], self.masks[rows]
         if "pix2pixhd" in self.augmentation.trainings:
-            matrices = copied(masks, cut_off(images, masks), self.augmentation, draw)
+            matrices = drawn(batch, self.augmentation, draw)
         else:
             matrices = orientations(torch.randint(0, 8, (batch,), generator=draw))
-        images = torch.from_numpy(warp_images(images, masks, matrices)).permute(0, 3, 1, 2)
-        return images / 127.5 - 1, one_hot(warp_masks(masks, matrices))
+        pairs = np.concatenate([self.images[rows], self.masks[rows, :, :, None]], axis=3)
+        pairs = warp(torch.from_numpy(pairs).permute(0, 3, 1, 2), matrices)
+        return pairs[:, :3] / 127.5 - 1, one_hot(pairs[:, 3] > 0.5)
 
 
 def _region_means(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
