@@ -341,7 +341,7 @@ def publish(pipe, work: Path, steps: int, done: int, start: str = ""):
         images=(FIRST + (begin + done - 1) // EVERY) * SHARD,
         history="; then ".join(
             f"{one['steps']:,} steps on {one['hardware']}"
-            + (f" ({one['hours']} hours of one core)" if "hours" in one else "")
+            + (f" ({one['hours']} hours)" if "hours" in one else "")
             for one in history
         ),
         first=first["kid"],
