@@ -45,7 +45,7 @@ from lesionlib.data.dataset import resized
 from lesionlib.engine import settings as presets
 from lesionlib.engine.errors import InputError
 from lesionlib.engine.files import ROOT, atomic_write, read_json, resolve, write_csv
-from lesionlib.engine.provenance import digest, hardware
+from lesionlib.engine.provenance import code_version, digest, hardware
 from lesionlib.engine.settings import Augmentation, Base, Sampling
 from lesionlib.engine.training import Average, Schedule, fit, generator_at, load_checkpoint
 from lesionlib.evaluation import distribution
@@ -250,11 +250,12 @@ def validator(pipe, folder: Path):
 
 
 def trainings(start: str) -> list[dict]:
-    """The trainings of the base `start`, oldest first: steps, hardware, and hours if known."""
+    """The trainings of the base `start`, oldest first: steps, code, hardware, perhaps hours."""
     if not start:
         return []
     known = read_json(resolve(start) / "model_index.json.json")
-    alone = {"steps": known["steps"], "hardware": known["environment"]["hardware"]}
+    machine = known["environment"]["hardware"]
+    alone = {"steps": known["steps"], "code": known["code"], "hardware": machine}
     return known.get("trainings", [alone])
 
 
@@ -280,7 +281,7 @@ def text_steps(steps: int) -> int:
     return max(1, steps // 8)
 
 
-def read_prompts(pipe, work: Path, steps: int, start: str, record: dict):
+def prepare_text_encoder(pipe, work: Path, steps: int, start: str, record: dict):
     """Train the text encoder of a new base; that of the base `start` is locked as it is."""
     if start:
         pipe.text_encoder.requires_grad_(False).eval()
@@ -294,7 +295,7 @@ def so_far(work: Path, steps: int, start: str = ""):
     state = load_checkpoint(work / "checkpoint.pt", record)
     if state is None:
         raise InputError(work / "checkpoint.pt", "no checkpoint of this training", "start it first")
-    read_prompts(pipe, work, steps, start, record)  # trained before: this loads it
+    prepare_text_encoder(pipe, work, steps, start, record)  # trained before: this loads it
     average = Average([p for p in model.parameters() if p.requires_grad], EMA)
     average.load(state["average"])
     average.finish()
@@ -304,7 +305,7 @@ def so_far(work: Path, steps: int, start: str = ""):
 def train(work: Path, steps: int, start: str = ""):
     """The pretrained pipeline; the stream lies in work/stream."""
     stream, (pipe, model, record) = work / "stream", untrained(work, steps, start)
-    read_prompts(pipe, work, steps, start, record)
+    prepare_text_encoder(pipe, work, steps, start, record)
     begin = begin_of(start)
 
     def loss_at(model, step):
@@ -333,21 +334,22 @@ def publish(pipe, work: Path, steps: int, done: int, start: str = ""):
     if start:
         curve = pd.concat([pd.read_csv(resolve(start) / "validations.csv"), curve])
     hours = round(json.loads((work / "seconds.json").read_text()) / 3600, 2)
-    history = [*trainings(start), {"steps": done, "hardware": hardware(), "hours": hours}]
+    last = {"steps": done, "code": code_version(), "hardware": hardware(), "hours": hours}
+    history = [*trainings(start), last]
     shutil.rmtree(TARGET, ignore_errors=True)
-    first, last = curve.iloc[1], curve.iloc[-1]
+    early, end = curve.iloc[1], curve.iloc[-1]
     facts = dict(
         unet=sum(p.numel() for p in pipe.unet.parameters()) / 1e6,
         images=(FIRST + (begin + done - 1) // EVERY) * SHARD,
         history="; then ".join(
-            f"{one['steps']:,} steps on {one['hardware']}"
+            f"{one['steps']:,} steps by version {one['code']} on {one['hardware']}"
             + (f" ({one['hours']} hours)" if "hours" in one else "")
             for one in history
         ),
-        first=first["kid"],
-        first_step=int(first["step"]),
-        last=last["kid"],
-        gain=last["prompt_gain"],
+        first=early["kid"],
+        first_step=int(early["step"]),
+        last=end["kid"],
+        gain=end["prompt_gain"],
         text=text_steps(history[0]["steps"]),
         commands="`, then `".join(
             f"python -m models.pretrain --steps {one['steps']}" + " --start models/small" * (i > 0)

@@ -149,7 +149,7 @@ def test_a_published_base_is_trained_on_with_further_images(stream, tmp_path, mo
     assert pd.read_csv(start / "validations.csv")["step"].tolist() == [0, 2, 2, 4]
     assert read_json(start / "unet" / "config.json")["_name_or_path"] == str(start)
     card = (start / "README.md").read_text()
-    assert "2 steps on" in card and "; then 2 steps on" in card and "--start models/small`" in card
+    assert "; then 2 steps by version" in card and "--start models/small`" in card
     after = base.load(str(start))
     assert base.weights_digest(after.unet) != base.weights_digest(first.unet)
     assert base.weights_digest(after.text_encoder) == base.weights_digest(first.text_encoder)

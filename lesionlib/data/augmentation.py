@@ -5,8 +5,9 @@ that has seen real images in place only has never seen what it is asked to paint
 The paper is silent about augmentation; `augment_trainings` names those that use it.
 
 A warp is an affine matrix (2, 3) in coordinates that span the square from -1 to 1, so that one
-matrix serves images, masks and every resolution. Beyond the border of a picture lies its own skin,
-mirrored, without the lesion: a copy of a single lesion shows a single lesion.
+matrix serves images, masks and every resolution. In the copies of base and ControlNet, a picture's
+own skin, mirrored, goes on beyond its border without the lesion: a copy of one lesion shows one.
+The trainings that draw warps anew in every step mirror picture and mask alike.
 """
 
 import cv2
@@ -98,7 +99,7 @@ def variants(images, masks, settings: Augmentation, training: str) -> torch.Tens
     return torch.stack([copied(masks, cut, settings, draw) for draw in draws])
 
 
-def warp(pictures: torch.Tensor, matrices: torch.Tensor, beyond: str = "reflection"):
+def warp(pictures: torch.Tensor, matrices: torch.Tensor, beyond="reflection") -> torch.Tensor:
     """Pictures (B, C, S, S) warped by matrices (B, 2, 3), as float32 on their device.
 
     Mere orientations are exact; otherwise each pixel is the mean of FINE x FINE interpolations.

@@ -249,8 +249,8 @@ class Augmentation(Group):
     )
     share: float = setting(
         0.7,
-        "Share of the draws that are warped; the others are merely oriented. Generators see images "
-        "whose border is not skin all around merely oriented, too.",
+        "Share of the draws that are warped; the others are merely oriented. So are, for base and "
+        "ControlNet, all copies of images whose border is not skin all around.",
         ge=0,
         le=1,
     )
