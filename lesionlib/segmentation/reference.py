@@ -88,25 +88,27 @@ def moved_onto(images, masks, targets, seed: int) -> tuple[np.ndarray, np.ndarra
 
     An image is turned, scaled and shifted (beyond its border goes on its skin) so that its lesion,
     from `masks` (N, S, S), gets the centroid and the area of a target (m, S, S). Of TRIES images
-    and turns, that one is kept whose area comes closest: lesions that the border cuts have
-    another. Images of which more than skin goes on beyond the border (`augmentation.cut_off`) are
-    moved only if there are no others. Returns images (m, S, S, 3) and their moved masks.
+    and turns, that one is kept whose lesion had the most similar area before and has it after: the
+    more an image shrinks, the more of its surroundings is made up, and lesions that the border cuts
+    have another area. Images of which more than skin goes on beyond the border
+    (`augmentation.cut_off`) are moved only if there are no others. Returns images (m, S, S, 3) and
+    their moved masks.
     """
     draw, n, side = generator_at(seed, 0), len(targets), masks.shape[1]
     coarse = dataset.shrunk_masks(masks, min(COARSE, side))
     shown = masks.any((1, 2))
     whole = shown & ~augmentation.cut_off(images, masks)
     usable = torch.from_numpy(np.flatnonzero(whole if whole.any() else shown))
-    wanted, best = targets.mean((1, 2)), np.full(n, np.inf)
+    wanted, best = targets.mean((1, 2)).clip(min=1 / side**2), np.full(n, np.inf)
     rows, matrices = np.zeros(n, int), torch.zeros(n, 2, 3)
     for _ in range(TRIES):
         tried = usable[torch.randint(len(usable), (n,), generator=draw)].numpy()
         turn = 2 * torch.pi * torch.rand(n, generator=draw)
         moves = _similarity(masks[tried], targets, turn)
         areas = augmentation.warp_masks(coarse[tried], moves).mean((1, 2))
-        wrong = np.abs(areas - wanted) / wanted.clip(min=1 / side**2)
-        better = wrong < best
-        rows[better], matrices[better], best[better] = tried[better], moves[better], wrong[better]
+        cost = np.abs(np.log(wanted / masks[tried].mean((1, 2)))) + np.abs(areas / wanted - 1)
+        better = cost < best
+        rows[better], matrices[better], best[better] = tried[better], moves[better], cost[better]
     return (
         augmentation.warp_images(images[rows], masks[rows], matrices),
         augmentation.warp_masks(masks[rows], matrices),
